@@ -1,0 +1,34 @@
+"""Errors that reach a user as one line: what happened, the user's own value, the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MemplanError(Exception):
+    """A failure that is explained in one line and maps to one exit code."""
+
+    exit_code = 3
+
+
+class UsageError(MemplanError):
+    """The request itself cannot be understood: an unknown name, a malformed size, a bad combination."""
+
+    exit_code = 2
+
+
+class AnalysisError(MemplanError):
+    """The request is clear, but the model cannot be loaded, recorded, priced or measured."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, known: Iterable[str], *, limit: int = 2) -> str:
+    """Return ``"; did you mean 'a' or 'b'?"`` for the names closest to ``name``, or ``""`` when none is close.
+
+    >>> did_you_mean("resnet5", ["resnet50", "vgg16"])
+    "; did you mean 'resnet50'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

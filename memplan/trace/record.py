@@ -1,0 +1,134 @@
+"""Record one training step of a model on fake tensors."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph
+from torch.nn.modules import module as module_hooks
+
+from memplan.graph.records import Layer, Machine, Parameter, Phase
+from memplan.graph.step_graph import StepGraph
+from memplan.trace.fake import FakeModel
+from memplan.trace.lowering import lower
+from memplan.trace.recorder import Recorder
+from memplan.trace.step import Loss, run_step
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One recorded training step: the ``torch.fx`` graph of its ops, and the torch-free StepGraph lowered from it.
+
+    In ``graph`` each op is a ``call_function`` node; its ``meta`` names phase, layer, storages and FLOPs. An op with
+    several results is one node. What exists before the step is a placeholder.
+    """
+
+    graph: Graph
+    step: StepGraph
+
+
+def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype | None = None) -> StepRecord:
+    """Record forward, loss and backward of ``model`` with gradients absent before, as in any step after zero_grad.
+
+    Raises:
+        AnalysisError: the model fails on its inputs or needs values that fake tensors do not have; the message names the
+            layer that was reached.
+    """
+    recorder = Recorder(model.mode)
+    layers = tuple(layers_of(model.module))
+    saved: list[int] = []
+    parameters = {id(tensor): recorder.give(name, tensor, "parameter") for name, tensor in model.module.named_parameters()}
+    for name, tensor in model.module.named_buffers():
+        recorder.give(name, tensor, "buffer")
+    for name, tensor in model.tensors():
+        recorder.give(name, tensor, "input")
+
+    def enter(phase: Phase) -> None:
+        if phase == "loss":
+            saved.extend(life.index for life in recorder.held())
+        recorder.phase, recorder.layer = phase, 0
+
+    for parameter in model.module.parameters():
+        parameter.grad = None
+    with model.explained(recorder, layers), _uncollected(), model.mode, recorder, _layers_told(model.module, recorder):
+        with torch.autograd.graph.saved_tensors_hooks(recorder.pack, recorder.unpack):
+            run_step(model.module, model.args, model.kwargs, loss=loss, amp=amp, enter=enter)
+    step = lower(
+        recorder,
+        machine=machine_of(model.device),
+        layers=layers,
+        parameters=tuple(_parameters(model.module, recorder, layers, parameters)),
+        saved=tuple(sorted(saved)),
+        unpriced=tuple(f"{count} tensors of layout {name}" for name, count in recorder.unpriced.items()),
+    )
+    return StepRecord(recorder.graph, step)
+
+
+def layers_of(module: torch.nn.Module) -> Iterator[Layer]:
+    """Yield the model's modules in definition order, the root first; a shared module appears once."""
+    containers = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
+    for index, (path, child) in enumerate(module.named_modules()):
+        yield Layer(index, path, type(child).__name__, type(child) in containers)
+
+
+def machine_of(device: torch.device) -> Machine:
+    """Return what decides the bytes of kernels on ``device``, as this process would run them."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    version = torch.__version__.split("+")[0]
+    return Machine(device.type, capability if device.type == "cpu" else "", torch.get_num_threads(), version)
+
+
+def _parameters(
+    module: torch.nn.Module, recorder: Recorder, layers: tuple[Layer, ...], storages: Mapping[int, int | None]
+) -> Iterator[Parameter]:
+    layer_of = {layer.path: layer.index for layer in layers}
+    for name, tensor in module.named_parameters():
+        storage = storages[id(tensor)]
+        if storage is None:
+            continue
+        gradient = None if tensor.grad is None else recorder.give(f"{name}.grad", tensor.grad, "gradient")
+        layer = layer_of[name.rpartition(".")[0]]
+        yield Parameter(name, layer, storage, tensor.numel(), tensor.requires_grad, gradient)
+
+
+@contextmanager
+def _layers_told(root: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Tell the recorder which module runs, through hooks on all modules rather than on the user's."""
+    index_of = {id(child): index for index, child in enumerate(root.modules())}
+    stack: list[tuple[int, bool]] = []
+
+    def before(module: torch.nn.Module, args: Any) -> None:
+        if (index := index_of.get(id(module))) is not None:
+            stack.append((recorder.layer, recorder.in_module))
+            recorder.layer, recorder.in_module = index, True
+
+    def after(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if id(module) in index_of:
+            recorder.layer, recorder.in_module = stack.pop()
+
+    handles = [
+        module_hooks.register_module_forward_pre_hook(before),
+        module_hooks.register_module_forward_hook(after),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the cyclic collector away: it would release storages at moments that differ from run to run."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

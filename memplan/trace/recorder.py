@@ -1,0 +1,253 @@
+"""A dispatch mode that writes down every op of a training step and the life of every storage it touches."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from memplan.graph.records import BEFORE, Phase, Role, TensorView
+
+_ADD: Final = torch.ops.aten.add.Tensor
+_ADD_IN_PLACE: Final = torch.ops.aten.add_.Tensor
+_DETACH: Final = torch.ops.aten.detach.default
+_DEVICE: Final = torch.ops.prim.device.default
+
+#: Reference counts that a gradient shows to this mode when the engine's buffer is its only owner: one from the buffer,
+#: three from the call itself, and for the storage one from the tensor and one from being looked at.
+_SOLE_OWNER: Final = (4, 2)
+
+
+class StorageLife:
+    """One storage while it is being recorded: who still holds it, and when the last holder let go."""
+
+    __slots__ = ("born", "bytes", "holders", "index", "released", "role", "saves", "sequence")
+
+    def __init__(self, index: int, size_bytes: int, role: Role, born: int, sequence: int) -> None:
+        self.index = index
+        self.bytes = size_bytes
+        self.role: Role = role
+        self.born = born
+        self.sequence = sequence
+        self.released: int | None = None
+        self.holders = 1  # the storage itself, its stand-ins in backward, and every place where autograd keeps it
+        self.saves = 0  # how many of the holders are autograd's
+
+
+class SavedTensor:
+    """What autograd keeps in place of a tensor: enough to rebuild an empty one, and no claim on its storage."""
+
+    __slots__ = ("device", "dtype", "recorder", "shape", "storage", "strides")
+
+    def __init__(self, tensor: torch.Tensor, storage: StorageLife, recorder: Recorder) -> None:
+        self.storage = storage
+        self.recorder = recorder
+        self.shape = tensor.shape
+        self.strides = tensor.stride()
+        self.dtype = tensor.dtype
+        self.device = tensor.device
+
+    def __del__(self) -> None:
+        self.storage.saves -= 1
+        self.recorder.let_go(self.storage)
+
+
+class Recorder(TorchDispatchMode):
+    """Record ops, storages and saves of one training step on fake tensors into a ``torch.fx.Graph``.
+
+    A storage lives from the op that returns it until Python and autograd have both let go. Saved tensors are replaced by
+    descriptions, so that recording never prolongs a life: what is seen is what the same program does on real tensors.
+    """
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self.storages: list[StorageLife] = []
+        self.saves: list[tuple[int, StorageLife]] = []  # (op that was about to run or had just run, storage)
+        self.phase: Phase = "forward"
+        self.layer = 0  # index of the innermost module that runs, or whose forward is being differentiated
+        self.in_module = False
+        self.op_count = 0
+        self.unpriced: dict[str, int] = {}
+        self._fake_mode = fake_mode
+        self._lives: dict[int, StorageLife] = {}
+        self._watches: dict[int, weakref.ref[Any]] = {}
+        self._layer_of_sequence: dict[int, int] = {}
+        self._sequence = -1
+        self._following = torch._C._autograd._get_sequence_nr()
+        self._producers: dict[int, Node] = {}  # the node that last wrote a storage
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave ``__torch_dispatch__`` unwrapped: a step is never compiled while it is recorded, and the guard is slow."""
+        return False
+
+    # -- ops -----------------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is _DEVICE:
+            return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
+        if func is _DETACH or func.namespace == "prim":
+            # Neither computes nor allocates, and hooks detach where a plain step does not.
+            return func(*args, **kwargs)
+        if self.phase == "backward" and not self.in_module:
+            node = torch._C._current_autograd_node()
+            if node is not None:
+                self._sequence = node._sequence_nr()
+                self.layer = self._layer_of_sequence.get(self._sequence, self.layer)
+            if func is _ADD and self._accumulates(args):
+                func = _ADD_IN_PLACE
+        else:
+            self._note_sequence()
+        result = func(*args, **kwargs)
+        self._append(func, args, kwargs, result)
+        return result
+
+    def _note_sequence(self) -> None:
+        """Remember which layer made the autograd nodes that are new since the last op."""
+        following = torch._C._autograd._get_sequence_nr()
+        for number in range(self._following, following):
+            self._layer_of_sequence[number] = self.layer
+        self._following = following
+
+    def _accumulates(self, args: tuple[Any, ...]) -> bool:
+        """Whether this sum of two gradients is one that the engine does in place when no dispatch mode watches it.
+
+        Source: torch/csrc/autograd/input_buffer.cpp, ``can_accumulate_inplace``.
+        """
+        old, new = args[0], args[1]
+        if not (isinstance(new, torch.Tensor) and old.shape == new.shape and old.dtype == new.dtype):
+            return False
+        storage = old.untyped_storage()
+        counts = (old._use_count(), torch._C._storage_Use_Count(storage._cdata))
+        life = self._lives.get(storage._cdata)
+        return counts == _SOLE_OWNER and life is not None and life.sequence != self._sequence
+
+    def _append(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        literals = tuple([self._argument(value) for value in args])
+        keywords = {name: self._argument(value) for name, value in kwargs.items()}
+        if isinstance(result, torch.Tensor):
+            outputs: tuple[TensorView | None, ...] = (self._view(result),)
+        elif isinstance(result, (tuple, list)):
+            outputs = tuple([self._view(value) if isinstance(value, torch.Tensor) else None for value in result])
+        else:
+            outputs = ()
+        formula = flop_registry.get(func.overloadpacket)
+        node = self.graph.call_function(func, self._as_nodes(literals), {})
+        node.meta = {
+            "phase": self.phase,
+            "layer": self.layer,
+            "args": literals,
+            "kwargs": keywords,
+            "outputs": outputs,
+            "flops": formula(*args, **kwargs, out_val=result) if formula is not None else 0,
+        }
+        for view in outputs:
+            if view is not None:
+                self._producers[view.storage] = node
+        self.op_count += 1
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._view(value, given=True)
+        if isinstance(value, (list, tuple)):
+            return tuple([self._argument(item) for item in value])
+        return value
+
+    def _as_nodes(self, value: Any) -> Any:
+        if type(value) is TensorView:
+            return self._producers.get(value.storage)
+        if type(value) is tuple:
+            return tuple([self._as_nodes(item) for item in value])
+        return value
+
+    # -- storages ------------------------------------------------------------------------------------------------------
+
+    def _view(self, tensor: torch.Tensor, given: bool = False) -> TensorView | None:
+        life = self._life(tensor, given)
+        if life is None:
+            return None
+        return TensorView(life.index, tuple(tensor.shape), tensor.stride(), str(tensor.dtype)[6:])
+
+    def give(self, name: str, tensor: torch.Tensor, role: Role) -> int | None:
+        """Make ``tensor`` known before the step, as a placeholder of the graph; return the index of its storage."""
+        life = self._life(tensor, given=True, role=role)
+        if life is None:
+            return None
+        if life.index not in self._producers:
+            self._producers[life.index] = self.graph.placeholder(name.replace(".", "_") or role)
+        return life.index
+
+    def _life(self, tensor: torch.Tensor, given: bool, role: Role = "input") -> StorageLife | None:
+        """Return the life of the storage under ``tensor``; one never seen before begins with this op, or before the step
+        when it is ``given`` to the op rather than made by it."""
+        if tensor.layout is not torch.strided:
+            self.unpriced[str(tensor.layout)] = self.unpriced.get(str(tensor.layout), 0) + 1
+            return None
+        storage = tensor.untyped_storage()
+        life = self._lives.get(storage._cdata)
+        if life is None:
+            birth, role = (BEFORE, role) if given else (self.op_count, "activation")
+            life = StorageLife(len(self.storages), storage.nbytes(), role, birth, self._sequence)
+            self.storages.append(life)
+            self._watch(storage, life)
+        return life
+
+    def _watch(self, storage: torch.UntypedStorage, life: StorageLife) -> None:
+        key = storage._cdata
+        self._lives[key] = life
+
+        def gone(_: Any) -> None:
+            del self._lives[key], self._watches[key]
+            self.let_go(life)
+
+        self._watches[key] = weakref.ref(storage, gone)
+
+    def let_go(self, life: StorageLife) -> None:
+        """Count one holder of ``life`` less; the storage is released when the last one is gone."""
+        life.holders -= 1
+        if not life.holders:
+            life.released = self.op_count
+
+    # -- what autograd keeps -------------------------------------------------------------------------------------------
+
+    def pack(self, tensor: torch.Tensor) -> Any:
+        """Give autograd a description to keep instead of ``tensor``.
+
+        Parameters and buffers outlive the step, so that they are kept as they are.
+        """
+        life = self._life(tensor, given=True)
+        if life is None:
+            return tensor
+        # Inputs are packed before their op runs, outputs after it: no node has been made since that op was dispatched.
+        of_last_op = torch._C._autograd._get_sequence_nr() == self._following
+        self.saves.append((self.op_count - of_last_op, life))
+        if life.role in ("parameter", "buffer"):
+            return tensor
+        life.holders += 1
+        life.saves += 1
+        return SavedTensor(tensor, life, self)
+
+    def unpack(self, saved: Any) -> torch.Tensor:
+        """Return an empty stand-in for the tensor that was packed; its storage counts as the original's."""
+        if isinstance(saved, torch.Tensor):
+            return saved
+        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+            empty = torch.empty_strided(saved.shape, saved.strides, dtype=saved.dtype, device="meta")
+            tensor = FakeTensor(self._fake_mode, empty, saved.device)
+        saved.storage.holders += 1
+        self._watch(tensor.untyped_storage(), saved.storage)
+        return tensor
+
+    def held(self) -> Iterator[StorageLife]:
+        """Yield each storage that autograd keeps at this moment, once."""
+        return (life for life in self.storages if life.saves)

@@ -1,0 +1,79 @@
+"""The training step itself: the same few lines run on fake tensors to record and on real ones to verify."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+from memplan.errors import AnalysisError
+from memplan.graph.records import Phase
+
+#: Called with the model's output, returns the scalar to differentiate.
+Loss: TypeAlias = Callable[[Any], torch.Tensor]
+
+
+def run_step(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    loss: Loss | None = None,
+    amp: torch.dtype | None = None,
+    enter: Callable[[Phase], None] = lambda phase: None,
+) -> None:
+    """Run forward, loss and backward once; the output and the loss live until the backward has ended.
+
+    Gradients must be absent before, as ``optimizer.zero_grad()`` at the top of a loop leaves them. When nothing requires
+    a gradient the backward is left out. ``enter`` is told each phase as it begins; ``amp`` runs forward and loss under
+    autocast with that dtype.
+    """
+    enter("forward")
+    with _autocast(args, kwargs, amp):
+        output = model(*args, **kwargs)
+        enter("loss")
+        value = mean_loss(output) if loss is None else loss(output)
+    enter("backward")
+    if value is not None and value.requires_grad:
+        value.backward()  # type: ignore[no-untyped-call]
+
+
+def mean_loss(output: Any) -> torch.Tensor | None:
+    """Return the sum of the means of every float tensor in ``output`` that requires a gradient.
+
+    It reaches every output that can train, auxiliary ones too, and costs one gradient per output and nothing else.
+
+    Raises:
+        AnalysisError: there is no float tensor in ``output``.
+    """
+    floats = [tensor for tensor in _tensors(output) if tensor.is_floating_point() or tensor.is_complex()]
+    if not floats:
+        raise AnalysisError(
+            f"the model returns {type(output).__name__} without a float tensor; pass loss=..., a function of its output"
+        )
+    terms = [tensor.abs().mean() if tensor.is_complex() else tensor.mean() for tensor in floats if tensor.requires_grad]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(value):
+        for entry in dataclasses.fields(value):
+            yield from _tensors(getattr(value, entry.name))
+
+
+def _autocast(args: tuple[Any, ...], kwargs: Mapping[str, Any], amp: torch.dtype | None) -> Any:
+    if amp is None:
+        return contextlib.nullcontext()
+    device = next((tensor.device.type for tensor in _tensors((args, kwargs))), "cpu")
+    return torch.autocast(device, amp)
