@@ -1,0 +1,187 @@
+"""Price a recorded step: bytes by kind and by layer, the peak, where it is and what is alive there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from memplan.graph.records import Phase, Storage
+from memplan.graph.step_graph import StepGraph
+from memplan.memory.optimizers import Implementation, OptimizerRule, optimizer_rule
+from memplan.memory.timeline import Timeline, alive_at, maker, timeline, updated_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFootprint:
+    """Bytes of one layer. ``saved_bytes`` add up over layers; ``temp_bytes`` is the most that is alive while it runs.
+
+    A storage is charged to the first layer that keeps it. Parameters, gradients and optimizer state are the layer's own,
+    a tied parameter's are its first owner's.
+    """
+
+    path: str
+    type: str
+    saved_bytes: int
+    temp_bytes: int
+    parameter_bytes: int
+    gradient_bytes: int
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AliveStorage:
+    """One storage that is alive at the peak, and who made it."""
+
+    bytes: int
+    kind: str
+    layer: str
+    op: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The largest moment of a step."""
+
+    bytes: int
+    moment: int
+    phase: Phase
+    layer: str
+    op: str
+    resident_bytes: int
+    saved_bytes: int
+    temp_bytes: int
+    scratch_bytes: int
+    alive: tuple[AliveStorage, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """What stays from step to step, and the batch."""
+
+    parameter_bytes: int
+    buffer_bytes: int
+    gradient_bytes: int
+    state_bytes: int
+    input_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """The memory of one training step in steady state (second step on), in bytes.
+
+    ``peak_bytes`` is the allocator's peak: live storages and the scratch inside kernels. ``first_step_peak_bytes`` is the
+    same before the optimizer has state. ``temp_bytes`` and ``resident_bytes`` are the largest over the step, so that the
+    three kinds do not add up to the peak.
+    """
+
+    saved_bytes: int
+    temp_bytes: int
+    resident_bytes: int
+    peak_bytes: int
+    first_step_peak_bytes: int
+    peak: Peak
+    composition: Composition
+    parameters: int
+    trained_parameters: int
+    flops_forward: int
+    flops_backward: int
+    layers: tuple[LayerFootprint, ...] = field(repr=False)
+    timeline: Timeline = field(repr=False)
+    unpriced: tuple[str, ...] = ()
+
+
+def price(
+    graph: StepGraph, optimizer: str = "sgd", implementation: Implementation = "loop", *, alive: int = 10
+) -> Footprint:
+    """Return the footprint of a recorded step with an optimizer; ``alive`` storages are listed at the peak.
+
+    Raises:
+        UsageError: there is no such optimizer.
+    """
+    rule = optimizer_rule(optimizer)
+    steady = timeline(graph, rule, implementation)
+    first = timeline(graph, rule, implementation, first_step=True)
+    totals = steady.totals
+    roles: dict[str, int] = defaultdict(int)
+    for storage in graph.storages:
+        roles[storage.role] += storage.bytes
+    state_bytes = sum(rule.state(graph.storages[p.storage].bytes) for p in updated_parameters(graph))
+    return Footprint(
+        saved_bytes=graph.saved_bytes,
+        temp_bytes=max(steady.temp, default=0),
+        resident_bytes=max(steady.resident, default=0),
+        peak_bytes=max(totals, default=0),
+        first_step_peak_bytes=max(first.totals, default=0),
+        peak=_peak(graph, steady, alive),
+        composition=Composition(
+            roles["parameter"], roles["buffer"], roles["gradient"], state_bytes, roles["input"]
+        ),
+        parameters=sum(parameter.elements for parameter in graph.parameters),
+        trained_parameters=sum(parameter.elements for parameter in graph.parameters if parameter.trains),
+        flops_forward=graph.flops("forward"),
+        flops_backward=graph.flops("backward"),
+        layers=_layers(graph, steady, rule),
+        timeline=steady,
+        unpriced=graph.unpriced,
+    )
+
+
+def _peak(graph: StepGraph, steps: Timeline, alive: int) -> Peak:
+    totals = steps.totals
+    moment = max(range(len(totals)), key=totals.__getitem__, default=0)
+    in_graph = moment < len(graph.ops)
+    op = graph.ops[moment] if in_graph else None
+
+    def at(series: tuple[int, ...]) -> int:
+        return series[moment] if series else 0
+
+    return Peak(
+        bytes=at(totals),
+        moment=moment,
+        phase=steps.phases[moment] if totals else "forward",
+        layer=graph.layers[op.layer].path if op else "",
+        op=op.name if op else "optimizer.step",
+        resident_bytes=at(steps.resident),
+        saved_bytes=at(steps.saved),
+        temp_bytes=at(steps.temp),
+        scratch_bytes=at(steps.scratch),
+        alive=tuple(_alive(graph, storage) for storage in alive_at(graph, moment)[:alive]),
+    )
+
+
+def _alive(graph: StepGraph, storage: Storage) -> AliveStorage:
+    op = maker(graph, storage)
+    kind = "saved" if storage.index in graph.saved else "temp" if storage.role == "activation" else storage.role
+    if op is not None:
+        return AliveStorage(storage.bytes, kind, graph.layers[op.layer].path, op.name)
+    owner = next((parameter.name for parameter in graph.parameters if parameter.storage == storage.index), "")
+    return AliveStorage(storage.bytes, kind, owner, "")
+
+
+def _layers(graph: StepGraph, steps: Timeline, rule: OptimizerRule) -> tuple[LayerFootprint, ...]:
+    saved: dict[int, int] = defaultdict(int)
+    for storage, layer in graph.charged_layers.items():
+        saved[layer] += graph.storages[storage].bytes
+    temp: dict[int, int] = defaultdict(int)
+    for op in graph.ops:
+        temp[op.layer] = max(temp[op.layer], steps.temp[op.index])
+    parameters, gradients, states = (defaultdict[int, int](int) for _ in range(3))
+    for parameter in graph.parameters:
+        size = graph.storages[parameter.storage].bytes
+        parameters[parameter.layer] += size
+        if parameter.gradient is not None:
+            gradients[parameter.layer] += graph.storages[parameter.gradient].bytes
+            states[parameter.layer] += rule.state(size)
+    used = sorted({*saved, *temp, *parameters})
+    return tuple(
+        LayerFootprint(
+            path=graph.layers[index].path,
+            type=graph.layers[index].type,
+            saved_bytes=saved[index],
+            temp_bytes=temp[index],
+            parameter_bytes=parameters[index],
+            gradient_bytes=gradients[index],
+            state_bytes=states[index],
+        )
+        for index in used
+    )
