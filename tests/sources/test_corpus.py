@@ -1,0 +1,30 @@
+"""Every model of the corpus resolves and builds on meta."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from memplan.sources import build, resolve
+from memplan.sources.packages import is_installed
+
+SPECS = sorted(
+    {
+        line
+        for line in Path(__file__).with_name("corpus.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+)
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_model_of_the_corpus_builds_on_meta(spec: str) -> None:
+    package = spec.partition(":")[0].replace("hf", "transformers")
+    if not is_installed(package):
+        pytest.skip(f"{package} is not installed")
+    model = build(resolve(spec, batch_size=2), "meta")
+    tensors = [*model.module.state_dict().values(), *model.args, *model.kwargs.values()]
+    assert all(tensor.is_meta for tensor in tensors)
+    assert all(tensor.shape[0] == 2 for tensor in (*model.args, *model.kwargs.values()))
