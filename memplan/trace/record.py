@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn.modules import module as module_hooks
 
 from memplan.graph.records import Layer, Machine, Parameter, Phase
 from memplan.graph.step_graph import StepGraph
-from memplan.trace.fake import FakeModel
+from memplan.trace.fake import FakeModel, fake_model
 from memplan.trace.lowering import lower
 from memplan.trace.recorder import Recorder
 from memplan.trace.step import Loss, run_step
@@ -64,9 +64,36 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
         layers=layers,
         parameters=tuple(_parameters(model.module, recorder, layers, parameters)),
         saved=tuple(sorted(saved)),
-        unpriced=tuple(f"{count} tensors of layout {name}" for name, count in recorder.unpriced.items()),
+        unpriced=tuple(f"tensors of layout {layout}" for layout in sorted(recorder.unpriced)),
     )
     return StepRecord(recorder.graph, step)
+
+
+def trace(
+    model: torch.nn.Module,
+    inputs: Any = (),
+    *,
+    loss: Loss | None = None,
+    amp: torch.dtype | None = None,
+    device: str = "cpu",
+) -> StepRecord:
+    """Return the record of one training step of ``model`` as it is: its mode, and what its parameters require.
+
+    Args:
+        model: any module, on any device; it is copied to fake tensors and not changed.
+        inputs: what its forward takes: a tensor, a tuple, or a dict of keyword arguments; meta tensors will do.
+        loss: from the model's output to a scalar; by default the sum of the means of all float outputs.
+        amp: run forward and loss under autocast with this dtype.
+        device: where the step would run.
+
+    Raises:
+        AnalysisError: the model cannot be copied or its step cannot be recorded.
+    """
+    if isinstance(inputs, Mapping):
+        fake = fake_model(model, (), inputs, device=device)
+    else:
+        fake = fake_model(model, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), device=device)
+    return record_step(fake, loss=loss, amp=amp)
 
 
 def layers_of(module: torch.nn.Module) -> Iterator[Layer]:

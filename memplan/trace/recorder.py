@@ -27,14 +27,13 @@ _SOLE_OWNER: Final = (4, 2)
 class StorageLife:
     """One storage while it is being recorded: who still holds it, and when the last holder let go."""
 
-    __slots__ = ("born", "bytes", "holders", "index", "released", "role", "saves", "sequence")
+    __slots__ = ("born", "bytes", "holders", "index", "released", "role", "saves")
 
-    def __init__(self, index: int, size_bytes: int, role: Role, born: int, sequence: int) -> None:
+    def __init__(self, index: int, size_bytes: int, role: Role, born: int) -> None:
         self.index = index
         self.bytes = size_bytes
         self.role: Role = role
         self.born = born
-        self.sequence = sequence
         self.released: int | None = None
         self.holders = 1  # the storage itself, its stand-ins in backward, and every place where autograd keeps it
         self.saves = 0  # how many of the holders are autograd's
@@ -74,12 +73,12 @@ class Recorder(TorchDispatchMode):
         self.layer = 0  # index of the innermost module that runs, or whose forward is being differentiated
         self.in_module = False
         self.op_count = 0
-        self.unpriced: dict[str, int] = {}
+        self.unpriced: set[str] = set()
         self._fake_mode = fake_mode
         self._lives: dict[int, StorageLife] = {}
         self._watches: dict[int, weakref.ref[Any]] = {}
         self._layer_of_sequence: dict[int, int] = {}
-        self._sequence = -1
+        self._asked = 0  # the tensor whose device was asked for last
         self._following = torch._C._autograd._get_sequence_nr()
         self._producers: dict[int, Node] = {}  # the node that last wrote a storage
 
@@ -95,6 +94,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is _DEVICE:
+            self._asked = id(args[0])
             return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
         if func is _DETACH or func.namespace == "prim":
             # Neither computes nor allocates, and hooks detach where a plain step does not.
@@ -102,10 +102,10 @@ class Recorder(TorchDispatchMode):
         if self.phase == "backward" and not self.in_module:
             node = torch._C._current_autograd_node()
             if node is not None:
-                self._sequence = node._sequence_nr()
-                self.layer = self._layer_of_sequence.get(self._sequence, self.layer)
+                self.layer = self._layer_of_sequence.get(node._sequence_nr(), self.layer)
             if func is _ADD and self._accumulates(args):
                 func = _ADD_IN_PLACE
+            self._asked = 0
         else:
             self._note_sequence()
         result = func(*args, **kwargs)
@@ -125,12 +125,12 @@ class Recorder(TorchDispatchMode):
         Source: torch/csrc/autograd/input_buffer.cpp, ``can_accumulate_inplace``.
         """
         old, new = args[0], args[1]
-        if not (isinstance(new, torch.Tensor) and old.shape == new.shape and old.dtype == new.dtype):
+        # The engine asks for the device of the gradient that arrives just before it adds; no formula does.
+        if id(new) != self._asked or old.shape != new.shape or old.dtype != new.dtype:
             return False
         storage = old.untyped_storage()
         counts = (old._use_count(), torch._C._storage_Use_Count(storage._cdata))
-        life = self._lives.get(storage._cdata)
-        return counts == _SOLE_OWNER and life is not None and life.sequence != self._sequence
+        return counts == _SOLE_OWNER
 
     def _append(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         literals = tuple([self._argument(value) for value in args])
@@ -191,13 +191,13 @@ class Recorder(TorchDispatchMode):
         """Return the life of the storage under ``tensor``; one never seen before begins with this op, or before the step
         when it is ``given`` to the op rather than made by it."""
         if tensor.layout is not torch.strided:
-            self.unpriced[str(tensor.layout)] = self.unpriced.get(str(tensor.layout), 0) + 1
+            self.unpriced.add(str(tensor.layout))
             return None
         storage = tensor.untyped_storage()
         life = self._lives.get(storage._cdata)
         if life is None:
             birth, role = (BEFORE, role) if given else (self.op_count, "activation")
-            life = StorageLife(len(self.storages), storage.nbytes(), role, birth, self._sequence)
+            life = StorageLife(len(self.storages), storage.nbytes(), role, birth)
             self.storages.append(life)
             self._watch(storage, life)
         return life

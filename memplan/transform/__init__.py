@@ -1,0 +1,1 @@
+"""Apply plans to models, and measure real steps."""
