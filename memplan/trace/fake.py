@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from memplan.errors import AnalysisError, MemplanError
+from memplan.errors import AnalysisError, MemplanError, UsageError
 from memplan.graph.records import Layer
 from memplan.trace.recorder import Recorder
 
@@ -47,11 +47,16 @@ class FakeModel:
                 "give the branch or shape as a constant, or analyse the part of the model before it"
             ) from error
         except Exception as error:
-            reason = " ".join(str(error).split()) or "no message"
             raise AnalysisError(
                 f"the model fails in its {recorder.phase}: ran up to {_place(recorder, layers)}, then "
-                f"{type(error).__name__}: {reason}; check the input's shape and dtype"
+                f"{one_line(error)}; check the input's shape and dtype"
             ) from error
+
+
+def one_line(error: Exception) -> str:
+    """Return the error's type and the first line of its message; PyTorch puts C++ frames into the others."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {' '.join(lines[0].split())}" if lines else type(error).__name__
 
 
 def _place(recorder: Recorder, layers: tuple[Layer, ...]) -> str:
@@ -60,17 +65,22 @@ def _place(recorder: Recorder, layers: tuple[Layer, ...]) -> str:
 
 
 def fake_model(
-    module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, *, device: str = "cpu"
+    module: torch.nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    device: str | None = None,
 ) -> FakeModel:
     """Return a fake copy of ``module`` and its example inputs on ``device``; the originals are not touched.
 
-    A compiled module is replaced by the module it was compiled from.
+    A compiled module is replaced by the module it was compiled from. Without ``device`` the copy is where the module is,
+    on the CPU for one on meta.
 
     Raises:
-        AnalysisError: the module cannot be copied.
+        AnalysisError: the module cannot be copied, or this PyTorch has no such device.
     """
     module = getattr(module, "_orig_mod", module)
-    target = torch.device(device)
+    target = _device(module, device)
     mode = FakeTensorMode()
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
@@ -83,10 +93,26 @@ def fake_model(
             copied = copy.deepcopy((module, args, dict(kwargs or {})), memo)
     except Exception as error:
         raise AnalysisError(
-            f"cannot copy the model: {type(error).__name__}: {' '.join(str(error).split())}; "
+            f"cannot copy the model: {one_line(error)}; "
             "remove what cannot be deep-copied from its attributes"
         ) from error
     return FakeModel(*copied, mode=mode, device=target)
+
+
+def _device(module: torch.nn.Module, asked: str | None) -> torch.device:
+    if asked is None:
+        own = next((tensor.device.type for tensor in (*module.parameters(), *module.buffers())), "cpu")
+        return torch.device("cpu" if own == "meta" else own)
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UsageError(f"no device {asked!r}; choose cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"memplan does not know the kernels of {asked!r}; choose cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        # Autograd asks the driver even for fake tensors.
+        raise AnalysisError("a step for cuda can be recorded only where PyTorch finds a GPU; choose cpu")
+    return device
 
 
 class _FakeCopies(TorchFunctionMode):

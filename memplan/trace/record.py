@@ -75,7 +75,7 @@ def trace(
     *,
     loss: Loss | None = None,
     amp: torch.dtype | None = None,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> StepRecord:
     """Return the record of one training step of ``model`` as it is: its mode, and what its parameters require.
 
@@ -84,7 +84,7 @@ def trace(
         inputs: what its forward takes: a tensor, a tuple, or a dict of keyword arguments; meta tensors will do.
         loss: from the model's output to a scalar; by default the sum of the means of all float outputs.
         amp: run forward and loss under autocast with this dtype.
-        device: where the step would run.
+        device: where the step would run; by default where the model is.
 
     Raises:
         AnalysisError: the model cannot be copied or its step cannot be recorded.

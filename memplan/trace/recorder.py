@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from memplan.graph.records import BEFORE, Phase, Role, TensorView
+from memplan.trace.kernels import KERNELS
 
 _ADD: Final = torch.ops.aten.add.Tensor
 _ADD_IN_PLACE: Final = torch.ops.aten.add_.Tensor
@@ -108,9 +109,18 @@ class Recorder(TorchDispatchMode):
             self._asked = 0
         else:
             self._note_sequence()
-        result = func(*args, **kwargs)
+        kernel = KERNELS.get(func)
+        result = kernel(self._empty, *args) if kernel is not None and not kwargs else None
+        if result is None:
+            result = func(*args, **kwargs)
         self._append(func, args, kwargs, result)
         return result
+
+    def _empty(self, shape: tuple[int, ...], strides: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """Return a fake tensor on a storage of its own, with the dtype and device of ``like``."""
+        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+            meta = torch.empty_strided(shape, strides, dtype=like.dtype, device="meta")
+            return FakeTensor(self._fake_mode, meta, like.device)
 
     def _note_sequence(self) -> None:
         """Remember which layer made the autograd nodes that are new since the last op."""
