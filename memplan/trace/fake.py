@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -93,8 +98,7 @@ def fake_model(
             copied = copy.deepcopy((module, args, dict(kwargs or {})), memo)
     except Exception as error:
         raise AnalysisError(
-            f"cannot copy the model: {one_line(error)}; "
-            "remove what cannot be deep-copied from its attributes"
+            f"cannot copy the model: {one_line(error)}; remove what cannot be deep-copied from its attributes"
         ) from error
     return FakeModel(*copied, mode=mode, device=target)
 
@@ -134,8 +138,9 @@ def _fake(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device) -> t
     if tensor.layout is not torch.strided:
         with mode:
             return mode.from_tensor(tensor)
-    with mode:
-        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    fake = FakeTensor(
+        mode, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"), device
+    )
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
     return fake.requires_grad_(tensor.requires_grad)

@@ -10,6 +10,8 @@ keeps the statistics of a low-precision input in its parameters' float32, and ma
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
+from operator import mul
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -46,6 +48,52 @@ def _in_place(empty: Empty, *args: Any) -> Tensor | None:
     return args[0] if _is_plain(args[0]) else None
 
 
+def _convolution(empty: Empty, value: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
+    strides, paddings, dilations, transposed, _, _ = rest
+    axes = value.dim() - 2
+    if transposed or weight.dim() != axes + 2 or not (_is_plain(value) and _is_plain(weight)):
+        return None
+    if not len(strides) == len(paddings) == len(dilations) == axes or value.shape[1] != weight.shape[1] * rest[-1]:
+        return None
+    sizes = [
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, padding, dilation in zip(
+            value.shape[2:], weight.shape[2:], strides, paddings, dilations, strict=True
+        )
+    ]
+    return _contiguous(empty, (value.shape[0], weight.shape[0], *sizes), value) if min(sizes) > 0 else None
+
+
+def _convolution_backward(empty: Empty, gradient: Tensor, value: Tensor, weight: Tensor, *rest: Any) -> Any:
+    bias_sizes, (input_too, weight_too, bias_too) = rest[0], rest[-1]
+    if not (_is_plain(gradient) and _is_plain(value) and _is_plain(weight)):
+        return None
+    return (
+        _like(empty, value) if input_too else None,
+        _like(empty, weight) if weight_too else None,
+        _contiguous(empty, tuple(bias_sizes), weight) if bias_too else None,
+    )
+
+
+def _layer_norm(empty: Empty, value: Tensor, shape: tuple[int, ...], *rest: Any) -> Any:
+    if not _is_plain(value) or tuple(value.shape[value.dim() - len(shape) :]) != tuple(shape):
+        return None
+    reduced = (*value.shape[: value.dim() - len(shape)], *(1 for _ in shape))
+    return _like(empty, value), _contiguous(empty, reduced, value), _contiguous(empty, reduced, value)
+
+
+def _layer_norm_backward(empty: Empty, gradient: Tensor, value: Tensor, *rest: Any) -> Any:
+    weight, bias, masks = rest[3:]
+    if not _is_plain(gradient, value) or any(one is None for one in (weight, bias)):
+        return None
+    return tuple(_like(empty, one) if asked else None for one, asked in zip((value, weight, bias), masks, strict=True))
+
+
+def _contiguous(empty: Empty, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    strides = accumulate((max(size, 1) for size in shape[:0:-1]), mul, initial=1)
+    return empty(shape, tuple(strides)[::-1] if shape else (), like)
+
+
 def _batch_norm(empty: Empty, value: Tensor, *rest: Any) -> Any:
     training = rest[4]
     if not _is_normed(value):
@@ -80,6 +128,10 @@ def _statistics(value: Tensor, parameters: tuple[Tensor | None, ...]) -> Tensor:
 
 
 KERNELS: Final[dict[Any, Kernel]] = {
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_layer_norm_backward.default: _layer_norm_backward,
     aten.native_batch_norm.default: _batch_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
     **dict.fromkeys(
@@ -95,7 +147,13 @@ KERNELS: Final[dict[Any, Kernel]] = {
         _pointwise,
     ),
     **dict.fromkeys(
-        (aten.relu_.default, aten.hardswish_.default, aten.hardsigmoid_.default, aten.hardtanh_.default, aten.silu_.default),
+        (
+            aten.relu_.default,
+            aten.hardswish_.default,
+            aten.hardsigmoid_.default,
+            aten.hardtanh_.default,
+            aten.silu_.default,
+        ),
         _in_place,
     ),
     **dict.fromkeys(
@@ -111,3 +169,31 @@ KERNELS: Final[dict[Any, Kernel]] = {
         _pointwise_backward,
     ),
 }
+
+#: Ops whose results PyTorch's own C++ derives from shapes at once: views, products, and sums of like with like. They are
+#: called on the storages of the meta device that stand under fake tensors.
+META_KERNELS: Final[frozenset[Any]] = frozenset(
+    {
+        aten.detach.default,
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.t.default,
+        aten.transpose.int,
+        aten.permute.default,
+        aten.expand.default,
+        aten.select.int,
+        aten.squeeze.dim,
+        aten.unsqueeze.default,
+        aten.slice.Tensor,
+        aten.mm.default,
+        aten.addmm.default,
+        aten.bmm.default,
+        aten.add.Tensor,
+        aten.add_.Tensor,
+        aten.mul.Tensor,
+        aten.div.Tensor,
+        aten.sum.dim_IntList,
+        aten.mean.dim,
+        aten.clone.default,
+    }
+)

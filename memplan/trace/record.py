@@ -42,7 +42,9 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
     recorder = Recorder(model.mode)
     layers = tuple(layers_of(model.module))
     saved: list[int] = []
-    parameters = {id(tensor): recorder.give(name, tensor, "parameter") for name, tensor in model.module.named_parameters()}
+    parameters = {
+        id(tensor): recorder.give(name, tensor, "parameter") for name, tensor in model.module.named_parameters()
+    }
     for name, tensor in model.module.named_buffers():
         recorder.give(name, tensor, "buffer")
     for name, tensor in model.tensors():

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from memplan.graph.records import BEFORE, Phase, Role, TensorView
-from memplan.trace.kernels import KERNELS
+from memplan.trace.flops import flop_count
+from memplan.trace.kernels import KERNELS, META_KERNELS
 
 _ADD: Final = torch.ops.aten.add.Tensor
 _ADD_IN_PLACE: Final = torch.ops.aten.add_.Tensor
@@ -99,7 +99,7 @@ class Recorder(TorchDispatchMode):
             return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
         if func is _DETACH or func.namespace == "prim":
             # Neither computes nor allocates, and hooks detach where a plain step does not.
-            return func(*args, **kwargs)
+            return self._run(func, args, kwargs)
         if self.phase == "backward" and not self.in_module:
             node = torch._C._current_autograd_node()
             if node is not None:
@@ -109,12 +109,32 @@ class Recorder(TorchDispatchMode):
             self._asked = 0
         else:
             self._note_sequence()
-        kernel = KERNELS.get(func)
-        result = kernel(self._empty, *args) if kernel is not None and not kwargs else None
-        if result is None:
-            result = func(*args, **kwargs)
+        result = self._run(func, args, kwargs)
         self._append(func, args, kwargs, result)
         return result
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the op's fake result, by the quickest kernel that knows it."""
+        if func in META_KERNELS:
+            result = self._run_on_meta(func, args, kwargs)
+        else:
+            kernel = KERNELS.get(func)
+            result = kernel(self._empty, *args) if kernel is not None and not kwargs else None
+        return func(*args, **kwargs) if result is None else result
+
+    def _run_on_meta(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        first = args[0]
+        for value in args:
+            if isinstance(value, torch.Tensor) and not (
+                isinstance(value, FakeTensor)
+                and value.constant is None
+                and value.fake_device == first.fake_device
+                and value.layout is torch.strided
+            ):
+                return None
+        with in_kernel_invocation_manager(self._fake_mode):
+            result = func(*args, **kwargs)
+        return first if result is first else FakeTensor(self._fake_mode, result, first.fake_device)
 
     def _empty(self, shape: tuple[int, ...], strides: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """Return a fake tensor on a storage of its own, with the dtype and device of ``like``."""
@@ -151,7 +171,6 @@ class Recorder(TorchDispatchMode):
             outputs = tuple([self._view(value) if isinstance(value, torch.Tensor) else None for value in result])
         else:
             outputs = ()
-        formula = flop_registry.get(func.overloadpacket)
         node = self.graph.call_function(func, self._as_nodes(literals), {})
         node.meta = {
             "phase": self.phase,
@@ -159,7 +178,7 @@ class Recorder(TorchDispatchMode):
             "args": literals,
             "kwargs": keywords,
             "outputs": outputs,
-            "flops": formula(*args, **kwargs, out_val=result) if formula is not None else 0,
+            "flops": flop_count(func.overloadpacket, args, kwargs, result),
         }
         for view in outputs:
             if view is not None:

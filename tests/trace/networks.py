@@ -268,7 +268,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "frozen prefix": (_frozen_prefix, _image),
     "frozen norms in eval": (_frozen_norms, _image),
     "weight norm": (_weight_norm, lambda: (torch.randn(16, 32),)),
-    "input requires grad": (lambda: nn.Linear(32, 32).requires_grad_(False), lambda: (torch.randn(8, 32).requires_grad_(),)),
+    "input requires grad": (
+        lambda: nn.Linear(32, 32).requires_grad_(False),
+        lambda: (torch.randn(8, 32).requires_grad_(),),
+    ),
     "nothing trains": (lambda: nn.Linear(32, 32).requires_grad_(False), lambda: (torch.randn(8, 32),)),
     "1d and 3d convolutions": (
         lambda: nn.Sequential(nn.Conv1d(4, 8, 3), nn.Unflatten(2, (2, 5, 3)), nn.Conv3d(8, 4, (1, 3, 2))),

@@ -79,7 +79,9 @@ def test_backward_ops_carry_the_layer_of_their_forward() -> None:
 
 def test_ops_that_checkpointing_repeats_in_backward_carry_their_own_layer() -> None:
     graph = trace(Checkpointed(False), torch.empty(2, 8, 8, 8)).step
-    repeated = {graph.layers[op.layer].path for op in graph.ops if op.phase == "backward" and "native_batch_norm.d" in op.name}
+    repeated = {
+        graph.layers[op.layer].path for op in graph.ops if op.phase == "backward" and "native_batch_norm.d" in op.name
+    }
     assert repeated == {"parts.1.1", "parts.2.1"}
 
 
