@@ -103,6 +103,7 @@ class Verification:
     tolerance: tuple[float, float]
     rss_bytes: int | None = None
     rss_before_bytes: int | None = None
+    runner: str = "stock"
     notes: tuple[str, ...] = field(default=())
 
     @property

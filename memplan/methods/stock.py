@@ -12,11 +12,11 @@ from memplan.graph.records import Layer, Parameter
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The parts of a model that methods speak of, as sets of layer indices; ``above`` grows with k."""
+    """The parts of a model that methods speak of: names of the parameters in the head, and in the k top blocks."""
 
     layers: tuple[Layer, ...]
-    head: frozenset[int]
-    top: frozenset[int]
+    head: frozenset[str]
+    top: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def _as_is(parameter: Parameter, scope: Scope) -> bool:
 
 
 def _last(parameter: Parameter, scope: Scope) -> bool:
-    return parameter.layer in scope.head
+    return parameter.name in scope.head
 
 
 def _norm_last(parameter: Parameter, scope: Scope) -> bool:
@@ -56,7 +56,7 @@ def _bias_last(parameter: Parameter, scope: Scope) -> bool:
 
 
 def _top_k(parameter: Parameter, scope: Scope) -> bool:
-    return _last(parameter, scope) or parameter.layer in scope.top
+    return _last(parameter, scope) or parameter.name in scope.top
 
 
 METHODS: Final[dict[str, Method]] = {

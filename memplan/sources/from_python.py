@@ -38,17 +38,9 @@ def resolve_python(spec: str, request: Request) -> Source:
         UsageError: no such file, module or attribute, or the factory does not take ``--classes``.
         AnalysisError: the file is not Python, or raises while it is imported.
     """
-    place, _, attribute = spec.rpartition(":")
-    is_file = place.endswith(".py") or os.sep in place or "/" in place
-    if not place or not attribute:
-        raise UsageError(
-            f"{spec!r} needs a file or module and a factory, such as model.py:build or package.module:build"
-        )
-    folder = Path(place).resolve().parent if is_file else Path.cwd()
-    declare_missing_operators()
-    with _importable(folder), quietly():
-        module = _import_file(Path(place)) if is_file else _import_module(place, spec)
-    target = _find_attribute(module, attribute, place)
+    target, folder, is_file = _import_target(
+        spec, "a file or module and a factory, such as model.py:build or package.module:build"
+    )
     if isinstance(target, Source):
         return dataclasses.replace(target, spec=request.spec)
     dtype = request.dtype
@@ -57,7 +49,7 @@ def resolve_python(spec: str, request: Request) -> Source:
         args = (InputSpec((request.batch_size, *request.input_shape), dtype or "float32"),)
     return Source(
         spec=request.spec,
-        name=attribute,
+        name=spec.rpartition(":")[2],
         origin="file" if is_file else "import",
         construct=_constructor(target, folder, request),
         args=args,
@@ -66,6 +58,35 @@ def resolve_python(spec: str, request: Request) -> Source:
         weights=request.weights,
         inputs_from_factory=not args,
     )
+
+
+def import_function(spec: str, option: str) -> Callable[..., Any]:
+    """Return the function ``path/to/file.py:NAME`` or ``package.module:NAME`` that is given for ``option``.
+
+    Raises:
+        UsageError: no such file, module or attribute, or it cannot be called.
+        AnalysisError: the file is not Python, or raises while it is imported.
+    """
+    target, _, _ = _import_target(
+        spec, "a file or module and a function, such as losses.py:loss or package.module:loss"
+    )
+    if not callable(target):
+        raise UsageError(f"{option} {spec} is of type {type(target).__name__}, not a function; name one")
+    function: Callable[..., Any] = target
+    return function
+
+
+def _import_target(spec: str, needs: str) -> tuple[Any, Path, bool]:
+    """Return the attribute that ``spec`` names, the folder its imports are found in, and whether it is in a file."""
+    place, _, attribute = spec.rpartition(":")
+    is_file = place.endswith(".py") or os.sep in place or "/" in place
+    if not place or not attribute:
+        raise UsageError(f"{spec!r} needs {needs}")
+    folder = Path(place).resolve().parent if is_file else Path.cwd()
+    declare_missing_operators()
+    with _importable(folder), quietly():
+        module = _import_file(Path(place)) if is_file else _import_module(place, spec)
+    return _find_attribute(module, attribute, place), folder, is_file
 
 
 def _constructor(target: Any, folder: Path, request: Request) -> Callable[[], Any]:
@@ -189,7 +210,7 @@ def _account(error: BaseException, folder: Path) -> str:
 
 def _frames_in(error: BaseException, folder: Path) -> list[traceback.FrameSummary]:
     """Return the frames of the traceback that run code in ``folder``, outermost first."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     inside = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder)]
     return [frame for frame in inside if "site-packages" not in frame.filename and frame.filename != __file__]
 

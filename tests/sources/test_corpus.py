@@ -12,7 +12,7 @@ from memplan.sources.packages import is_installed
 SPECS = sorted(
     {
         line
-        for line in Path(__file__).with_name("corpus.txt").read_text().splitlines()
+        for line in (Path(__file__).parents[1] / "corpus.txt").read_text().splitlines()
         if line and not line.startswith("#")
     }
 )

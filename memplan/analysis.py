@@ -1,0 +1,142 @@
+"""analyze: what each way to fine-tune a model needs, and whether it fits a budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from memplan.errors import UsageError, did_you_mean
+from memplan.memory import Implementation, price
+from memplan.memory.optimizers import optimizer_rule
+from memplan.methods import Method, method_named
+from memplan.results import Analysis, MethodFootprint, Setting
+from memplan.stock import StockSteps
+from memplan.subject import Subject, first_batch, shapes, subject_of
+from memplan.units import parse_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Blocks that ``top-k`` trains when k is not given, or all of them in a model that has fewer.
+DEFAULT_K = 5
+
+RUNNERS = ("stock",)
+
+
+def analyze(
+    model: str | nn.Module,
+    inputs: Any = None,
+    *,
+    methods: Sequence[str] = ("full",),
+    k: int | Sequence[int] | None = None,
+    optimizer: str = "sgd",
+    foreach: bool | None = None,
+    runner: str = "stock",
+    budget: int | str | None = None,
+    device: str | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    **subject: Any,
+) -> Analysis:
+    """Return what one training step of ``model`` needs under each method, in bytes, without running it.
+
+    The model is recorded on fake tensors, once for each method; nothing of the caller's model is changed.
+
+    Args:
+        model: a spec such as ``"mobilenet_v3"``, or a module.
+        inputs: for a module, what its forward takes: a tensor, a tuple, or a dict of keyword arguments.
+        methods: names of what trains: ``full``, ``norm-last``, ``bias-last``, ``top-k``, ``last``, ``as-is``.
+        k: blocks that ``top-k`` trains, counted from the output; several give a row each.
+        optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
+        foreach: whether the optimizer updates all parameters together; ``None`` is PyTorch's default for the device.
+        runner: who runs the step; ``stock`` is PyTorch as it is.
+        budget: bytes, or text such as ``"64MB"``, that the allocator's peak must not exceed.
+        device: where the step would run; by default where the model is, the CPU for a spec.
+        progress: told what is being done, for whoever shows it.
+        **subject: ``batch_size``, ``input_shape``, ``classes``, ``dtype``, ``weights``, ``training``, ``amp``, ``loss``;
+            see :func:`memplan.subject.subject_of`.
+
+    Raises:
+        UsageError: a name, size or combination that cannot be understood.
+        AnalysisError: the model cannot be loaded or recorded.
+    """
+    budget_bytes = _budget(budget)
+    optimizer_rule(optimizer)
+    if runner not in RUNNERS:
+        raise UsageError(f"no runner {runner!r}{did_you_mean(runner, RUNNERS)}; choose one of {', '.join(RUNNERS)}")
+    chosen = [method_named(name) for name in methods]
+    if not chosen:
+        raise UsageError("no method is given; name one or more, such as full")
+    about = subject_of(model, inputs, **subject)
+
+    progress(f"building {about.name}")
+    steps = StockSteps(about, device)
+    setting = setting_of(about, steps, optimizer, implementation_of(foreach, steps.model.device.type))
+    rows = []
+    started = time.perf_counter()
+    for method, blocks in _rows(chosen, k, steps):
+        progress(f"recording {about.name}: {method.name}")
+        step = steps.step(method, blocks)
+        footprint = price(step, optimizer, setting.implementation, alive=len(step.storages))
+        fits = None if budget_bytes is None else footprint.peak_bytes <= budget_bytes
+        rows.append(MethodFootprint(method.name, blocks, runner, footprint, fits))
+    seconds = time.perf_counter() - started
+    return Analysis(setting, steps.blocks, budget_bytes, tuple(rows), seconds, tuple(_notes(about, steps, rows)))
+
+
+def implementation_of(foreach: bool | None, device: str) -> Implementation:
+    """Return how PyTorch's optimizers update by default on ``device``, or as ``foreach`` asks."""
+    if foreach is None:
+        return "loop" if device == "cpu" else "foreach"
+    return "foreach" if foreach else "loop"
+
+
+def setting_of(subject: Subject, steps: StockSteps, optimizer: str, implementation: Implementation) -> Setting:
+    """Return the record of what is analysed and how its step runs."""
+    from memplan.trace.record import machine_of
+
+    module, args, kwargs = steps.model.module, steps.model.args, steps.model.kwargs
+    floats = [tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()]
+    return Setting(
+        model=subject.name,
+        origin=subject.origin,
+        batch_size=first_batch(args, kwargs),
+        inputs=shapes(args, kwargs),
+        dtype=str(floats[0]).removeprefix("torch.") if floats else "",
+        amp=subject.amp,
+        training=module.training,
+        optimizer=optimizer,
+        implementation=implementation,
+        machine=machine_of(steps.model.device),
+    )
+
+
+def _budget(budget: int | str | None) -> int | None:
+    if budget is None or isinstance(budget, str):
+        return None if budget is None else parse_bytes(budget)
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise UsageError(f"a budget is a positive number of bytes or text such as '64MB', not {budget!r}")
+    return budget
+
+
+def _rows(
+    methods: Sequence[Method], k: int | Sequence[int] | None, steps: StockSteps
+) -> Iterator[tuple[Method, int | None]]:
+    for method in methods:
+        if not method.needs_k:
+            yield method, None
+        elif k is None:
+            yield method, min(DEFAULT_K, len(steps.blocks))
+        else:
+            for blocks in (k,) if isinstance(k, int) else k:
+                yield method, blocks
+
+
+def _notes(subject: Subject, steps: StockSteps, rows: Sequence[MethodFootprint]) -> Iterator[str]:
+    if hasattr(subject.module, "_orig_mod"):
+        yield "the model is compiled; what is priced is the eager model it was compiled from"
+    if not steps.blocks and any(row.k is not None for row in rows):
+        yield "the model has no blocks, so that top-k trains the head alone"
+    for row in rows:
+        if "backward" not in row.footprint.timeline.phases:
+            yield f"{row.label} has no backward: nothing that trains reaches the output"

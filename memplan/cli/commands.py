@@ -1,0 +1,178 @@
+"""The commands of memplan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from memplan import __version__
+from memplan.cli.border import Commands
+from memplan.cli.options import (
+    JSON_OPTION,
+    K_OPTION,
+    METHOD_OPTION,
+    MODEL_OPTIONS,
+    STEP_OPTIONS,
+    Named,
+    Whole,
+    check_k,
+    method_names,
+    sorts,
+    subject_options,
+    with_options,
+)
+from memplan.cli.output import TO_STDOUT, check_output, print_report, progress_line, quiet, write_json, write_stdout
+from memplan.errors import AnalysisError, UsageError
+
+if TYPE_CHECKING:
+    from memplan.results import Analysis
+
+#: The methods that ``analyze`` lists when none is asked for.
+DEFAULT_METHODS: Final = ("full", "norm-last", "bias-last", "top-k", "last")
+
+
+@click.group(
+    name="memplan", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, message="memplan %(version)s")
+def main() -> None:
+    """What one training step of a PyTorch model needs in memory, before it is run.
+
+    MODEL is a name (mobilenet_v3, resnet50), torchvision:NAME, timm:NAME, hf:MODEL_TYPE, a directory with a
+    config.json, path/to/file.py:FACTORY or package.module:FACTORY.
+
+    Exit codes: 0 something listed fits, or no budget is given; 1 nothing fits, or a measurement is outside the
+    tolerance; 2 the request is not understood or its output cannot be written; 3 the model cannot be analysed.
+    """
+
+
+@main.command()
+@with_options(MODEL_OPTIONS)
+@with_options(STEP_OPTIONS)
+@click.option("--budget", metavar="SIZE", help="Bytes that the peak must not exceed: 64MB is 64,000,000, 64MiB more.")
+@click.option(
+    "--method",
+    "methods",
+    type=Named("method", method_names),
+    multiple=True,
+    help="What trains; repeatable.  [default: all but as-is]",
+)
+@click.option("--k", type=Whole(), multiple=True, help="Blocks that top-k trains; repeatable.  [default: 5]")
+@click.option("--top", type=Whole(), help="Layers to list, and storages at the peak.")
+@click.option("--sort", type=Named("order", sorts), default="saved", show_default=True, help="Which layers come first.")
+@click.option("--strict", is_flag=True, help="Fail when anything could not be attributed or priced.")
+@with_options((JSON_OPTION,))
+@click.pass_obj
+def analyze(
+    switches: dict[str, bool],
+    /,
+    model: str,
+    methods: tuple[str, ...],
+    k: tuple[int, ...],
+    top: int | None,
+    sort: str,
+    strict: bool,
+    json_file: str | None,
+    **options: Any,
+) -> int:
+    """Show what MODEL needs, and whether it fits a budget.
+
+    Bytes are those of one training step in steady state under stock PyTorch, for each way to fine-tune; nothing is run
+    or downloaded.
+    """
+    check_output(json_file)
+    if top is not None and top < 0:
+        raise UsageError(f"--top must be 0 or more, not {top}")
+    chosen = methods or DEFAULT_METHODS
+    check_k(k, chosen)
+    with quiet(switches), progress_line() as progress:
+        from memplan.analysis import analyze as analyze_model
+
+        analysis: Analysis = analyze_model(
+            model, methods=chosen, k=k or None, progress=progress, **subject_options(options)
+        )
+    if json_file is not None:
+        from memplan.reports.machine import analysis_to_json, to_text
+
+        write_json(json_file, to_text(analysis_to_json(analysis, __version__)))
+    if json_file != TO_STDOUT:
+        from memplan.reports.console import analysis_report
+
+        print_report(analysis_report(analysis, top=top, sort=sort))
+    if strict and analysis.unpriced:
+        raise AnalysisError(f"--strict: not priced: {'; '.join(analysis.unpriced)}")
+    return 0 if analysis.fits else 1
+
+
+@main.command()
+@with_options(MODEL_OPTIONS)
+@with_options(STEP_OPTIONS)
+@with_options((METHOD_OPTION, K_OPTION))
+@click.option("--steps", type=Whole(), default=2, show_default=True, help="Real steps to run.")
+@click.option("--rss", is_flag=True, help="Show the process's high-water mark too.")
+@click.option("--seed", type=Whole(), default=0, show_default=True, help="Of random weights and inputs.")
+@with_options((JSON_OPTION,))
+@click.pass_obj
+def verify(
+    switches: dict[str, bool], /, model: str, method: str, k: int | None, json_file: str | None, **options: Any
+) -> int:
+    """Run real steps of MODEL and compare with the prediction.
+
+    Exits with 1 when saved bytes differ or a peak from the second step on is outside the tolerance.
+    """
+    check_output(json_file)
+    check_k(() if k is None else (k,), (method,))
+    with quiet(switches), progress_line() as progress:
+        from memplan.verification import verify as verify_model
+
+        verification = verify_model(model, method=method, k=k, progress=progress, **subject_options(options))
+    if json_file is not None:
+        from memplan.reports.machine import to_text, verification_to_json
+
+        write_json(json_file, to_text(verification_to_json(verification, __version__)))
+    if json_file != TO_STDOUT:
+        from memplan.reports.console import verification_report
+
+        print_report(verification_report(verification))
+    return 0 if verification.holds else 1
+
+
+@main.command()
+@with_options(MODEL_OPTIONS)
+@with_options((METHOD_OPTION, K_OPTION, JSON_OPTION))
+@click.pass_obj
+def trace(
+    switches: dict[str, bool], /, model: str, method: str, k: int | None, json_file: str | None, **options: Any
+) -> None:
+    """Print the recorded step of MODEL, one operator per line."""
+    check_output(json_file)
+    check_k(() if k is None else (k,), (method,))
+    with quiet(switches), progress_line() as progress:
+        from memplan.methods import method_named
+        from memplan.stock import StockSteps
+        from memplan.subject import subject_of
+
+        subject = subject_of(model, **subject_options(options))
+        progress(f"recording {subject.name}: {method}")
+        chosen = method_named(method)
+        steps = StockSteps(subject)
+        if chosen.needs_k and k is None:
+            from memplan.analysis import DEFAULT_K
+
+            k = min(DEFAULT_K, len(steps.blocks))
+        step = steps.step(chosen, k)
+    if json_file is not None:
+        from memplan.graph import to_json
+
+        write_json(json_file, to_json(step))
+    else:
+        write_stdout(f"{step}\n")
+
+
+@main.command()
+def methods() -> None:
+    """List the methods: what trains, and the source."""
+    from memplan.reports.console import methods_report
+
+    print_report(methods_report())

@@ -1,0 +1,149 @@
+"""Options and the types of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from memplan.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    IntType = click.ParamType[int]
+    StrType = click.ParamType[str]
+else:
+    IntType = StrType = click.ParamType
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Whole(IntType):
+    """A whole number; whether it is a sensible one is for the function that takes it."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number; write for example 8", param, ctx)
+
+
+class Named(StrType):
+    """One of a table's names, which are looked up when help or an answer is wanted, not when memplan starts."""
+
+    def __init__(self, name: str, known: Callable[[], Iterable[str]]) -> None:
+        self.name = name
+        self._known = known
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002  # click's
+        """Return the names, as help shows them."""
+        return f"[{'|'.join(self._known())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        """Return the name, or raise with the closest ones."""
+        known = list(self._known())
+        if value in known:
+            return str(value)
+        hint = did_you_mean(value, known) or f"; choose one of {', '.join(known)}"
+        raise UsageError(f"no {self.name} {value!r}{hint}")
+
+
+def _dtypes() -> Iterable[str]:
+    from memplan.sources import DTYPES
+
+    return DTYPES
+
+
+def _optimizers() -> Iterable[str]:
+    from memplan.memory import OPTIMIZERS
+
+    return OPTIMIZERS
+
+
+def method_names() -> Iterable[str]:
+    """Return the names of all methods."""
+    from memplan.methods import METHODS
+
+    return METHODS
+
+
+def sorts() -> Iterable[str]:
+    """Return what layers can be sorted by."""
+    from memplan.reports.layers import SORTS
+
+    return SORTS
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001  # click's
+    ctx.obj["debug"] = ctx.obj["debug"] or value
+
+
+MODEL_OPTIONS: Final = (
+    click.argument("model"),
+    click.option("--batch-size", type=Whole(), default=8, show_default=True, help="Samples in a batch."),
+    click.option("--input", "input_shape", metavar="SHAPE", help="Input without the batch, such as 3x224x224 or 64."),
+    click.option("--classes", type=Whole(), help="Classes of the head."),
+    click.option("--dtype", type=Named("dtype", _dtypes), help="Of parameters, buffers and inputs."),
+    click.option("--weights", metavar="FILE", help="Local .pt, .pth or .safetensors file that must fit the model."),
+    click.option("--train/--eval", "training", default=None, help="Mode of the model.  [default: train]"),
+    click.option(
+        "--amp", type=Named("autocast dtype", lambda: ("bf16", "fp16")), help="Run forward and loss under autocast."
+    ),
+    click.option("--loss", metavar="SPEC", help="Function of the output: module:attr or file.py:attr."),
+    click.option(
+        "--debug",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="Show tracebacks and the libraries' warnings.",
+    ),
+)
+STEP_OPTIONS: Final = (
+    click.option(
+        "--optimizer", type=Named("optimizer", _optimizers), default="sgd", show_default=True, help="Who updates."
+    ),
+    click.option("--foreach/--no-foreach", default=None, help="Update all parameters at once, or one by one."),
+)
+JSON_OPTION: Final = click.option("--json", "json_file", metavar="FILE|-", help="Write JSON to FILE; - is stdout.")
+METHOD_OPTION: Final = click.option(
+    "--method", type=Named("method", method_names), default="full", show_default=True, help="What trains."
+)
+K_OPTION: Final = click.option("--k", type=Whole(), help="Blocks that top-k trains, from the output.  [default: 5]")
+
+
+def with_options(options: Iterable[Callable[[Any], Any]]) -> Callable[[Command], Command]:
+    """Return a decorator that adds options to a command, in their order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(list(options)):
+            command = option(command)
+        return command
+
+    return add
+
+
+def subject_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as the library's functions take them."""
+    shape, loss = options["input_shape"], options["loss"]
+    if shape is not None:
+        from memplan.sources import parse_shape
+
+        options["input_shape"] = parse_shape(shape)
+    if loss is not None:
+        from memplan.sources.from_python import import_function
+
+        options["loss"] = import_function(loss, "--loss")
+    return options
+
+
+def check_k(k: tuple[int, ...], methods: Iterable[str]) -> None:
+    """Raise where a k is given and no method takes it."""
+    from memplan.methods import METHODS
+
+    takers = [name for name, method in METHODS.items() if method.needs_k]
+    if k and not set(takers) & set(methods):
+        raise UsageError(f"--k {k[0]} needs a method that trains k blocks; add --method {takers[0]}")

@@ -1,0 +1,124 @@
+"""What goes to the user: reports and JSON on stdout or in files, progress on stderr, nothing of the libraries'."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from memplan.errors import AnalysisError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+#: The name that stands for stdout where a file is asked for.
+TO_STDOUT: Final = "-"
+
+#: Exit code when whoever reads stdout has gone, as shells have it for a broken pipe.
+READER_GONE: Final = 141
+
+
+def check_output(json_file: str | None) -> None:
+    """Raise where the file that is asked for cannot be written."""
+    if json_file is not None and json_file != TO_STDOUT:
+        from memplan.reports.files import check_writable
+
+        check_writable(Path(json_file))
+
+
+def write_json(json_file: str, text: str) -> None:
+    """Write JSON to stdout or, whole or not at all, to a file."""
+    if json_file == TO_STDOUT:
+        write_stdout(text)
+    else:
+        from memplan.reports.files import write_whole
+
+        write_whole(Path(json_file), text)
+
+
+class _Screen(io.StringIO):
+    """Text that is to go to stdout, and what rich asks a terminal, answered as stdout would."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return _encoding()
+
+    def isatty(self) -> bool:
+        return sys.stdout.isatty()
+
+
+def print_report(report: RenderableType) -> None:
+    """Print a report: plain where nobody watches or ``NO_COLOR`` is set."""
+    from rich.console import Console
+
+    screen = _Screen()
+    plain = bool(os.environ.get("NO_COLOR"))
+    console = Console(file=screen, markup=False, emoji=False, highlight=False, color_system=None if plain else "auto")
+    console.print(report)
+    write_stdout(screen.getvalue())
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+
+def write_stdout(text: str) -> None:
+    """Write to stdout; a reader that has gone away ends the command without a word."""
+    try:
+        sys.stdout.write(text.encode(_encoding(), "replace").decode(_encoding()))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        raise click.exceptions.Exit(READER_GONE) from None
+    except OSError as error:
+        _drop_stdout()
+        raise UsageError(f"cannot write to standard output: {error.strerror or error}") from error
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere, so that Python does not fail on it while it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def quiet(switches: dict[str, bool]) -> Iterator[None]:
+    """Keep libraries' warnings, logs and prints away from the report; ``--debug`` shows them, on stderr.
+
+    Errors that libraries log are left out too: torch logs a traceback of what memplan then tells in one line.
+    """
+    from memplan.sources.quiet import quietly
+
+    with contextlib.ExitStack() as stack:
+        if switches["debug"]:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("default")
+        else:
+            stack.enter_context(quietly())
+            stack.callback(logging.disable, logging.root.manager.disable)
+            logging.disable(logging.CRITICAL)
+        try:
+            yield
+        except SystemExit as error:
+            raise AnalysisError(f"the model's own code exits ({error.code}); remove its call of exit") from error
+
+
+@contextlib.contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """Yield a function that tells what is being done, on a terminal and after the first second only."""
+    from memplan.reports.progress import Progress
+
+    progress = Progress(sys.stderr)
+    try:
+        yield progress.tell
+    finally:
+        progress.close()

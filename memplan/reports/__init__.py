@@ -1,0 +1,1 @@
+"""What a record looks like: on a terminal, and as JSON. Nothing here prints, and nothing here needs torch."""

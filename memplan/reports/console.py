@@ -1,0 +1,243 @@
+"""Records on a terminal. The first screen answers the question; columns leave and lines wrap where it is narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from memplan.memory import AliveStorage, Footprint, Peak
+from memplan.methods import METHODS
+from memplan.reports.layers import layer_table
+from memplan.reports.layout import Column, Columns, Paragraph
+from memplan.reports.picture import Picture
+from memplan.reports.sizes import count, elements, size, unit_for
+from memplan.results import Analysis, MethodFootprint, Setting, Verification
+from memplan.units import format_bytes
+
+#: Storages that are named at the peak when no number is asked for.
+DEFAULT_ALIVE = 4
+
+_FITS = {True: "yes", False: "no", None: ""}
+
+
+def analysis_report(analysis: Analysis, *, top: int | None = None, sort: str = "saved") -> RenderableType:
+    """Return what a terminal shows of an analysis.
+
+    The peak, the picture and the layers are those of the first method. ``top`` adds the table of that many layers,
+    ``sort`` says which come first.
+    """
+    parts: list[RenderableType] = [*_heading(analysis), Text(), _methods(analysis)]
+    if analysis.budget_bytes is not None:
+        parts += [Text(), verdict(analysis)]
+    for method in analysis.methods[:1]:
+        unit = unit_for(method.footprint.peak_bytes)
+        parts += [Text(), *_peak(method, unit, DEFAULT_ALIVE if top is None else top)]
+        parts += [Picture(method.footprint.timeline, unit, analysis.budget_bytes)]
+        if top:
+            parts += [Text(), _title(f"Layers of {method.runner} {method.label}, by {sort}")]
+            parts += [layer_table(method.footprint, top, sort)]
+    return Group(*parts, *_remarks("note", analysis.notes), *_remarks("not priced", analysis.unpriced))
+
+
+def verification_report(verification: Verification) -> RenderableType:
+    """Return what a terminal shows of a verification: each prediction beside what was measured."""
+    setting, steps = verification.setting, verification.steps
+    low, high = verification.tolerance
+    unit = unit_for(max(verification.measured_saved_bytes, *(step.measured_bytes for step in steps)))
+    difference = verification.predicted_saved_bytes - verification.measured_saved_bytes
+    names = ["saved", *(f"peak, step {step.number}" for step in steps)]
+    predicted = [verification.predicted_saved_bytes, *(step.predicted_bytes for step in steps)]
+    measured = [verification.measured_saved_bytes, *(step.measured_bytes for step in steps)]
+    errors = ["equal" if not difference else f"{difference:+,} B", *(f"{step.error:+.2%}" for step in steps)]
+    remarks = ["byte for byte", *("steady state" if step.number > 1 else "no optimizer state yet" for step in steps)]
+    table = Columns(
+        (
+            Column("", tuple(names), right=False),
+            Column("predicted", tuple(format_bytes(value, unit=unit) for value in predicted)),
+            Column("measured", tuple(format_bytes(value, unit=unit) for value in measured)),
+            Column("error", tuple(errors)),
+            Column("", tuple(remarks), right=False, leaves=1),
+        )
+    )
+    bounds = f"peaks from step 2 within {low:+.0%} and {high:+.0%}"
+    if verification.holds:
+        answer = _paragraph(f"Holds: saved bytes equal, {bounds} of what was measured.", style="bold green")
+    else:
+        saved = "saved bytes equal" if verification.saved_equal else "saved bytes differ"
+        worst = max((step.error for step in steps[1:]), key=abs, default=0.0)
+        answer = _paragraph(f"Does not hold: {saved}, worst peak {worst:+.2%}; allowed are {bounds}.", style="bold red")
+    parts: list[RenderableType] = [
+        _facts(setting),
+        _paragraph(f"method {verification.runner} {verification.method}; optimizer {_optimizer(setting)}"),
+        _paragraph(f"{_machine(setting)}; {count(len(steps), 'real step')}, peaks are the {verification.quantity}"),
+        Text(),
+        table,
+        Text(),
+        answer,
+    ]
+    if verification.rss_bytes is not None:
+        before = verification.rss_before_bytes
+        known = "" if before is None else f", {size(before)} before the model was built"
+        parts.append(_paragraph(f"RSS of this process: high-water mark {size(verification.rss_bytes)}{known}"))
+    return Group(*parts, *_remarks("note", verification.notes))
+
+
+def methods_report() -> RenderableType:
+    """Return the table of all methods: what trains, and where it is from."""
+    return Columns(
+        (
+            Column("method", tuple(METHODS), right=False),
+            Column("trains", tuple(method.summary for method in METHODS.values()), right=False, elastic=True),
+            Column("source", tuple(method.source for method in METHODS.values()), right=False, leaves=1),
+        ),
+        indent=0,
+    )
+
+
+def verdict(analysis: Analysis) -> Paragraph:
+    """Return the answer to whether something fits the budget: what does, or by how much the nearest does not."""
+    assert analysis.budget_bytes is not None
+    budget = size(analysis.budget_bytes)
+    fitting = [method for method in analysis.methods if method.fits]
+    if fitting:
+        listed = ", ".join(f"{method.label} ({size(method.footprint.peak_bytes)})" for method in fitting)
+        return _paragraph(f"Fits in {budget}: {listed}", style="bold green")
+    nearest = min(analysis.methods, key=lambda method: method.footprint.peak_bytes)
+    peak_bytes = nearest.footprint.peak_bytes
+    return _paragraph(
+        f"Nothing listed fits in {budget}: the nearest, {nearest.label}, needs {size(peak_bytes)}, "
+        f"{size(peak_bytes - analysis.budget_bytes)} more.",
+        style="bold red",
+    )
+
+
+def _heading(analysis: Analysis) -> Iterator[Paragraph]:
+    setting = analysis.setting
+    yield _facts(setting)
+    parameters = analysis.methods[0].footprint.parameters if analysis.methods else 0
+    kind = f" in {setting.dtype}" if setting.dtype else ""
+    blocks = count(len(analysis.blocks), "block") if analysis.blocks else "no blocks"
+    yield _paragraph(f"{elements(parameters)} parameters{kind}, {blocks}; optimizer {_optimizer(setting)}")
+    steps = count(len(analysis.methods), "step")
+    yield _paragraph(f"{_machine(setting)}; {steps} recorded in {analysis.seconds:.1f} s")
+    yield _paragraph("peaks are the allocator's, in the steady state (second step on)")
+
+
+def _facts(setting: Setting) -> Paragraph:
+    facts = Text(setting.model, style="bold").append(f" ({setting.origin})", style="not bold")
+    words = [] if setting.batch_size is None else [f"batch {setting.batch_size}"]
+    words += [", ".join(setting.inputs), "train mode" if setting.training else "eval mode"]
+    words += [] if setting.amp is None else [f"autocast {setting.amp}"]
+    return Paragraph(facts.append("".join(f"  {word}" for word in words if word), style="not bold"))
+
+
+def _optimizer(setting: Setting) -> str:
+    return f"{setting.optimizer} ({setting.implementation})"
+
+
+def _machine(setting: Setting) -> str:
+    machine = setting.machine
+    kind = f" {machine.instruction_set}" if machine.instruction_set else ""
+    return f"torch {machine.torch}, {machine.device}{kind}, threads {machine.threads}"
+
+
+def _methods(analysis: Analysis) -> Columns:
+    rows = analysis.methods
+    prints = [method.footprint for method in rows]
+    unit = unit_for(max((footprint.peak_bytes for footprint in prints), default=0))
+
+    def sizes(heading: str, values: Iterable[int], leaves: int = 0) -> Column:
+        return Column(heading, tuple(format_bytes(value, unit=unit) for value in values), leaves=leaves)
+
+    columns = [
+        Column("", tuple(method.runner for method in rows), right=False, leaves=2),
+        Column("", tuple(method.label for method in rows), right=False),
+        sizes("saved", (footprint.saved_bytes for footprint in prints)),
+        sizes("temp", (footprint.temp_bytes for footprint in prints), leaves=3),
+        sizes("resident", (footprint.resident_bytes for footprint in prints), leaves=4),
+        sizes("peak", (footprint.peak_bytes for footprint in prints)),
+        Column("trains", tuple(elements(footprint.trained_parameters) for footprint in prints), leaves=1),
+    ]
+    if analysis.budget_bytes is not None:
+        columns.append(Column(size(analysis.budget_bytes), tuple(_FITS[method.fits] for method in rows)))
+    return Columns(tuple(columns), styles=(("yes", "green"), ("no", "red")))
+
+
+def _peak(method: MethodFootprint, unit: str, shown: int) -> Iterator[RenderableType]:
+    footprint, peak = method.footprint, method.footprint.peak
+    yield _title(f"Where {method.runner} {method.label} peaks: {place(peak)}")
+    scratch = f" (kernel scratch {format_bytes(peak.scratch_bytes, unit=unit)})" if peak.scratch_bytes else ""
+    kinds = {"resident": peak.resident_bytes, "saved": peak.saved_bytes, "temp": peak.temp_bytes}
+    parts = [f"{kind} {format_bytes(value, unit=unit)}" for kind, value in kinds.items()]
+    yield _paragraph(f"{format_bytes(peak.bytes, unit=unit)} alive: {', '.join(parts)}{scratch}", indent=2)
+    alive = at_peak(footprint)
+    if not shown:
+        return
+    named, rest = alive[:shown], alive[shown:]
+    if len(rest) == 1:
+        named, rest = alive, []
+    cells = [format_bytes(storage.bytes, unit=unit) for storage in named]
+    kinds_shown = [storage.kind for storage in named]
+    makers = [_maker(storage) for storage in named]
+    if rest:
+        cells.append(format_bytes(sum(storage.bytes for storage in rest), unit=unit))
+        kinds_shown.append("")
+        makers.append(f"...and {len(rest):,} more")
+    yield Columns(
+        (
+            Column("", tuple(cells)),
+            Column("", tuple(kinds_shown), right=False),
+            Column("", tuple(makers), right=False, elastic=True),
+        ),
+        indent=4,
+    )
+
+
+def place(peak: Peak) -> str:
+    """Return where in the step a peak is, in words."""
+    if peak.phase == "optimizer":
+        return "the optimizer's update"
+    return f"{peak.phase} of {peak.layer or '(model)'}, {_short(peak.op)}"
+
+
+def at_peak(footprint: Footprint) -> list[AliveStorage]:
+    """Return what is alive at the peak, the largest first: storages, and what is none in the record.
+
+    That is the scratch of the kernel that runs, the optimizer's state, and what its update allocates on the way.
+    """
+    peak, state_bytes = footprint.peak, footprint.composition.state_bytes
+    known = sum(storage.bytes for storage in peak.alive) + peak.scratch_bytes + state_bytes
+    others = (
+        AliveStorage(peak.scratch_bytes, "scratch", peak.layer, peak.op),
+        AliveStorage(state_bytes, "state", "the optimizer's", ""),
+        AliveStorage(peak.bytes - known, "temp", "the optimizer's update", ""),
+    )
+    rows = [*peak.alive, *(storage for storage in others if storage.bytes > 0)]
+    return sorted(rows, key=lambda storage: -storage.bytes)
+
+
+def _maker(storage: AliveStorage) -> str:
+    owner = storage.layer or ("(model)" if storage.op else "the model's input")
+    return f"{owner}, {_short(storage.op)}" if storage.op else owner
+
+
+def _remarks(word: str, sentences: Iterable[str]) -> Iterator[RenderableType]:
+    for position, sentence in enumerate(sentences):
+        if position == 0:
+            yield Text()
+        yield _paragraph(f"{word}: {sentence}", style="yellow" if word == "not priced" else "")
+
+
+def _title(text: str) -> Paragraph:
+    return _paragraph(text, style="bold")
+
+
+def _paragraph(text: str, *, indent: int = 0, style: str = "") -> Paragraph:
+    return Paragraph(Text(text, style=style), indent)
+
+
+def _short(op: str) -> str:
+    """Return an operator's name as people say it: ``aten.convolution.default`` is ``convolution``."""
+    return op.removeprefix("aten.").removesuffix(".default")

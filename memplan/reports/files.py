@@ -1,0 +1,66 @@
+"""Write a report to a file, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from memplan.errors import UsageError
+
+
+def check_writable(path: Path) -> None:
+    """Raise where ``path`` cannot be written, so that nobody waits for a report that has no place.
+
+    Raises:
+        UsageError: the path is a directory, its directory is missing, or either may not be written.
+    """
+    if path.is_dir():
+        raise UsageError(f"cannot write {str(path)!r}: it is a directory; name a file in it")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {str(path)!r}: there is no directory {str(folder)!r}; create it first")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UsageError(f"cannot write {str(path)!r}: it is read-only; name another file")
+    if (path.is_file() or not path.exists()) and not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write {str(path)!r}: the directory {str(folder)!r} is read-only; name another one")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    A link is followed, and what is no regular file (a pipe, a device) is written to as it is.
+
+    Raises:
+        UsageError: the file cannot be written; what was there before is still there.
+    """
+    check_writable(path)
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8") as device:
+                device.write(text)
+        else:
+            _replace(path.resolve(), text)
+    except OSError as error:
+        raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}; name another file") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as draft:
+            draft.write(text)
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,113 @@
+"""verify: run real training steps and compare what they needed with what was predicted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from memplan.analysis import DEFAULT_K, implementation_of, setting_of
+from memplan.errors import AnalysisError, UsageError
+from memplan.memory import price
+from memplan.memory.optimizers import optimizer_rule
+from memplan.methods import method_named
+from memplan.results import MeasuredStep, Verification
+from memplan.stock import StockSteps, choose_trained
+from memplan.subject import AMP_DTYPES, subject_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: A peak may be promised at most 1 % too small and 3 % too large.
+TOLERANCE: Final = (-0.01, 0.03)
+
+
+def verify(
+    model: str | nn.Module,
+    inputs: Any = None,
+    *,
+    method: str = "full",
+    k: int | None = None,
+    optimizer: str = "sgd",
+    foreach: bool | None = None,
+    steps: int = 2,
+    rss: bool = False,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+    **subject: Any,
+) -> Verification:
+    """Return predicted against measured bytes of real training steps on the CPU.
+
+    A copy of the model runs with random data where none is given; the caller's model is not changed.
+
+    Args:
+        model: a spec, or a module with ``inputs``; as for :func:`memplan.analyze`.
+        method: what trains.
+        k: blocks that ``top-k`` trains.
+        steps: real steps to run, at least 2: the second has gradients' and optimizer state's true company.
+        rss: measure the process's high-water mark too.
+        seed: for the random weights and inputs; the caller's random state is put back.
+
+    Raises:
+        UsageError, AnalysisError: as :func:`memplan.analyze`; or the model cannot run on the CPU.
+    """
+    # The profiler's library logs each start and stop to stderr; it reads its level when torch is first imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    import torch
+
+    from memplan.transform.measure import high_water_mark, measure, reset_high_water_mark
+
+    if steps < 2:
+        raise UsageError(f"steps must be at least 2, not {steps}: the first has no optimizer state yet")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"a seed is a number from 0 to 2**63 - 1, not {seed}")
+    optimizer_rule(optimizer)
+    chosen = method_named(method)
+    about = subject_of(model, inputs, **subject)
+    progress(f"recording {about.name}: {method}")
+    stock = StockSteps(about)
+    blocks = k if k is not None or not chosen.needs_k else min(DEFAULT_K, len(stock.blocks))
+    implementation = implementation_of(foreach, "cpu")
+    footprint = price(stock.step(chosen, blocks), optimizer, implementation)
+    trained = stock.trained(chosen, blocks)
+    setting = setting_of(about, stock, optimizer, implementation)
+
+    progress(f"running {steps} real steps of {about.name}")
+    reset_high_water_mark()
+    before = high_water_mark() if rss else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module, args, kwargs = about.built("cpu")
+        choose_trained(module, trained)
+        try:
+            measured = measure(
+                module,
+                args,
+                kwargs,
+                optimizer=optimizer,
+                foreach=implementation == "foreach",
+                steps=steps,
+                loss=about.loss,
+                amp=None if about.amp is None else getattr(torch, AMP_DTYPES[about.amp]),
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise AnalysisError(
+                f"{about.name} records but does not run: {type(error).__name__}: {reason}; "
+                "check its inputs' values and this machine's memory"
+            ) from error
+    predicted = [footprint.first_step_peak_bytes] + [footprint.peak_bytes] * (steps - 1)
+    return Verification(
+        setting=setting,
+        method=chosen.name if blocks is None else f"{chosen.name} k={blocks}",
+        predicted_saved_bytes=footprint.saved_bytes,
+        measured_saved_bytes=measured.saved_bytes,
+        steps=tuple(
+            MeasuredStep(number, promised, seen)
+            for number, (promised, seen) in enumerate(zip(predicted, measured.peak_bytes, strict=True), start=1)
+        ),
+        quantity="allocator peak (CPU profiler)",
+        tolerance=TOLERANCE,
+        rss_bytes=high_water_mark() if rss else None,
+        rss_before_bytes=before,
+    )
