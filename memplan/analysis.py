@@ -35,7 +35,7 @@ def analyze(
     runner: str = "stock",
     budget: int | str | None = None,
     device: str | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda _: None,
     **subject: Any,
 ) -> Analysis:
     """Return what one training step of ``model`` needs under each method, in bytes, without running it.
@@ -53,7 +53,8 @@ def analyze(
         budget: bytes, or text such as ``"64MB"``, that the allocator's peak must not exceed.
         device: where the step would run; by default where the model is, the CPU for a spec.
         progress: told what is being done, for whoever shows it.
-        **subject: ``batch_size``, ``input_shape``, ``classes``, ``dtype``, ``weights``, ``training``, ``amp``, ``loss``;
+        **subject: ``batch_size``, ``input_shape``, ``classes``, ``dtype``, ``weights``, ``training``, ``amp``,
+        ``loss``;
             see :func:`memplan.subject.subject_of`.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from memplan.graph.records import Block, Machine
-from memplan.memory import Footprint
+from memplan.memory import Footprint, Implementation
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Setting:
     amp: str | None
     training: bool
     optimizer: str
-    implementation: str
+    implementation: Implementation
     machine: Machine
 
 

@@ -17,8 +17,6 @@ from memplan.subject import AMP_DTYPES, Subject
 if TYPE_CHECKING:
     from torch import nn
 
-    from memplan.graph.records import Layer
-
 
 class StockSteps:
     """Records the steps of one subject under stock PyTorch, each choice of what trains once.
@@ -139,7 +137,9 @@ _PRODUCTS: Final = frozenset(f"aten.{name}.default" for name in ("mm", "addmm", 
 
 
 def choose_trained(module: nn.Module, trained: frozenset[str]) -> None:
-    """Set ``requires_grad`` of every parameter of ``module``: true for the names in ``trained``; gradients are dropped."""
+    """Set ``requires_grad`` of every parameter of ``module``: true for the names in ``trained``;
+    gradients are dropped.
+    """
     for name, tensor in module.named_parameters():
         tensor.requires_grad_(name in trained)
         tensor.grad = None

@@ -55,7 +55,9 @@ class Subject:
 
     def _real_copy(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
         assert self.module is not None
-        module, args, kwargs = copy.deepcopy((getattr(self.module, "_orig_mod", self.module), self.args, dict(self.kwargs)))
+        module, args, kwargs = copy.deepcopy(
+            (getattr(self.module, "_orig_mod", self.module), self.args, dict(self.kwargs))
+        )
         if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
             raise AnalysisError("a model on the meta device has no data to run; give verify a model on the CPU")
         if self.training is not None:
@@ -86,7 +88,9 @@ def subject_of(
         raise UsageError(f"no autocast dtype {amp!r}{did_you_mean(amp, AMP_DTYPES)}; choose bf16 or fp16")
     if isinstance(model, str):
         if inputs is not None:
-            raise UsageError(f"inputs are given for the spec {model!r}, which brings its own; pass input_shape or a module")
+            raise UsageError(
+                f"inputs are given for the spec {model!r}, which brings its own; pass input_shape or a module"
+            )
         source = resolve(
             model,
             batch_size=batch_size,

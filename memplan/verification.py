@@ -33,7 +33,7 @@ def verify(
     steps: int = 2,
     rss: bool = False,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda _: None,
     **subject: Any,
 ) -> Verification:
     """Return predicted against measured bytes of real training steps on the CPU.

@@ -146,7 +146,10 @@ CASES = {
     ),
     "analyze m.py:net --loss m.py:sqare": (USAGE, "no 'sqare' in m.py; did you mean 'square' or 'sparse'?"),
     "analyze m.py:net --loss m.py:NUMBER": (USAGE, "--loss m.py:NUMBER is of type int, not a function; name one"),
-    "analyze m.py:net --loss m.py:no_tensor": (ANALYSIS, None),
+    "analyze m.py:net --loss m.py:no_tensor": (
+        ANALYSIS,
+        "the loss gives float, not a scalar tensor; reduce it, for example with .mean()",
+    ),
     # weights
     "analyze m.py:net --weights none.pt": (
         USAGE,
@@ -171,7 +174,6 @@ BEGINNINGS = {
     "analyze m.py:raises": "m.py:raises raised RuntimeError: no disk (m.py, line ",
     "analyze m.py:Net --input 9": "the model fails in its forward: ran up to layer 'blocks.0.norm' (LayerNorm), then ",
     "analyze m.py:ints": "the model returns ",
-    "analyze m.py:net --loss m.py:no_tensor": "the model fails in its ",
     "analyze m.py:net --weights junk.pt": "weights 'junk.pt' ",
     "analyze m.py:net --json none/x.json": "cannot write 'none/x.json': there is no directory '",
     "": "Usage: memplan [OPTIONS] COMMAND [ARGS]...",

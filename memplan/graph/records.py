@@ -24,7 +24,7 @@ class TensorView:
 
 
 #: An op's argument: a tensor, a literal, or a (nested) tuple of them. Dtypes, devices and the like are strings.
-Argument: TypeAlias = "TensorView | int | float | bool | str | None | tuple[Argument, ...]"
+Argument: TypeAlias = "TensorView | int | float | bool | str | tuple[Argument, ...] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,9 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A module of the model. The root has the path ``""`` and index 0; ``container`` marks torch's own lists of modules."""
+    """A module of the model. The root has the path ``""`` and index 0; ``container`` marks torch's own
+    lists of modules.
+    """
 
     index: int
     path: str
@@ -98,7 +100,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A single-entry, single-exit stretch of the network: a module, and the forward ops it covers (both ends included)."""
+    """A single-entry, single-exit stretch of the network: a module, and the forward ops it covers (both
+    ends included).
+    """
 
     index: int
     path: str

@@ -17,8 +17,7 @@ _ROWS: Final = {"layers": Layer, "parameters": Parameter, "storages": Storage, "
 def to_json(graph: StepGraph) -> str:
     """Return ``graph`` as JSON text: one record per line, records as rows of their fields in order."""
     lines = [f'{{"schema": {json.dumps(SCHEMA)},', f'"machine": {json.dumps(_row(graph.machine))},']
-    for name in ("saved", "unpriced"):
-        lines.append(f'"{name}": {json.dumps(getattr(graph, name))},')
+    lines += [f'"{name}": {json.dumps(getattr(graph, name))},' for name in ("saved", "unpriced")]
     for name in (*_ROWS, "ops"):
         rows = ",\n".join(json.dumps(_row(record)) for record in getattr(graph, name))
         lines.append(f'"{name}": [\n{rows}\n]' + ("" if name == "ops" else ","))
@@ -37,7 +36,9 @@ def from_json(text: str) -> StepGraph:
     except (ValueError, KeyError, TypeError) as error:
         raise AnalysisError(f"not a recorded step: {error}; write one with memplan.graph.to_json") from error
     if schema != SCHEMA:
-        raise AnalysisError(f"the recorded step has the schema {schema!r}, this memplan reads {SCHEMA!r}; record it again")
+        raise AnalysisError(
+            f"the recorded step has the schema {schema!r}, this memplan reads {SCHEMA!r}; record it again"
+        )
     try:
         rows = {name: tuple(record(*row) for row in data[name]) for name, record in _ROWS.items()}
         ops = tuple(_op(row) for row in data["ops"])
@@ -49,7 +50,9 @@ def from_json(text: str) -> StepGraph:
             **rows,
         )
     except (KeyError, TypeError, IndexError) as error:
-        raise AnalysisError(f"the recorded step is malformed ({type(error).__name__}: {error}); record it again") from error
+        raise AnalysisError(
+            f"the recorded step is malformed ({type(error).__name__}: {error}); record it again"
+        ) from error
 
 
 def _row(record: Any) -> list[Any]:

@@ -15,8 +15,8 @@ from memplan.memory.timeline import Timeline, alive_at, maker, timeline, updated
 class LayerFootprint:
     """Bytes of one layer. ``saved_bytes`` add up over layers; ``temp_bytes`` is the most that is alive while it runs.
 
-    A storage is charged to the first layer that keeps it. Parameters, gradients and optimizer state are the layer's own,
-    a tied parameter's are its first owner's.
+    A storage is charged to the first layer that keeps it. Parameters, gradients and optimizer state are the layer's
+    own, a tied parameter's are its first owner's.
     """
 
     path: str
@@ -69,9 +69,9 @@ class Composition:
 class Footprint:
     """The memory of one training step in steady state (second step on), in bytes.
 
-    ``peak_bytes`` is the allocator's peak: live storages and the scratch inside kernels. ``first_step_peak_bytes`` is the
-    same before the optimizer has state. ``temp_bytes`` and ``resident_bytes`` are the largest over the step, so that the
-    three kinds do not add up to the peak.
+    ``peak_bytes`` is the allocator's peak: live storages and the scratch inside kernels. ``first_step_peak_bytes`` is
+    the same before the optimizer has state. ``temp_bytes`` and ``resident_bytes`` are the largest over the step, so
+    that the three kinds do not add up to the peak.
     """
 
     saved_bytes: int
@@ -113,9 +113,7 @@ def price(
         peak_bytes=max(totals, default=0),
         first_step_peak_bytes=max(first.totals, default=0),
         peak=_peak(graph, steady, alive),
-        composition=Composition(
-            roles["parameter"], roles["buffer"], roles["gradient"], state_bytes, roles["input"]
-        ),
+        composition=Composition(roles["parameter"], roles["buffer"], roles["gradient"], state_bytes, roles["input"]),
         parameters=sum(parameter.elements for parameter in graph.parameters),
         trained_parameters=sum(parameter.elements for parameter in graph.parameters if parameter.trains),
         flops_forward=graph.flops("forward"),

@@ -20,9 +20,9 @@ _STEP_BYTES: Final = 4
 class OptimizerRule:
     """State and transients of one optimizer.
 
-    ``state_copies`` counts state tensors as large as their parameter; ``state_bytes`` is what each parameter adds beside
-    them. ``transients`` gives, from the bytes of the parameters in update order, the bytes of temporaries alive at each
-    moment of the update.
+    ``state_copies`` counts state tensors as large as their parameter; ``state_bytes`` is what each parameter adds
+    beside them. ``transients`` gives, from the bytes of the parameters in update order, the bytes of temporaries alive
+    at each moment of the update.
     """
 
     name: str

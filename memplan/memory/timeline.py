@@ -62,6 +62,7 @@ def timeline(
 
     updated = [graph.storages[parameter.storage].bytes for parameter in updated_parameters(graph)]
     states = [rule.state(size) for size in updated]
+    updates: tuple[Phase, ...] = ("optimizer",)
     transients = rule.transients[implementation](updated)
     moments = len(transients)
     state_before = 0 if first_step else sum(states)
@@ -71,7 +72,7 @@ def timeline(
     else:
         state_during = [sum(states)] * moments
     return Timeline(
-        phases=(*(op.phase for op in graph.ops), *(("optimizer",) * moments)),
+        phases=(*(op.phase for op in graph.ops), *updates * moments),
         resident=tuple(
             [alive + state_before for alive in resident[:op_count]]
             + [resident[op_count] + state for state in state_during]
@@ -88,7 +89,9 @@ def updated_parameters(graph: StepGraph) -> Sequence[Parameter]:
 
 
 def alive_at(graph: StepGraph, moment: int) -> list[Storage]:
-    """Return the storages that are alive at ``moment``, the largest first; the optimizer's moments count as the last."""
+    """Return the storages that are alive at ``moment``, the largest first; the optimizer's moments count
+    as the last.
+    """
     moment = min(moment, len(graph.ops))
     alive = [storage for storage in graph.storages if storage.born <= moment <= storage.last and storage.bytes]
     return sorted(alive, key=lambda storage: (-storage.bytes, storage.index))

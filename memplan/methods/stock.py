@@ -64,7 +64,9 @@ METHODS: Final[dict[str, Method]] = {
     for method in (
         Method("full", _full, "everything trains", "plain fine-tuning"),
         Method("norm-last", _norm_last, "norms and the head train", "TinyTL (NeurIPS 2020), FT-Norm+Last"),
-        Method("bias-last", _bias_last, "biases and the head train", "TinyTL (NeurIPS 2020), bias-only on stock layers"),
+        Method(
+            "bias-last", _bias_last, "biases and the head train", "TinyTL (NeurIPS 2020), bias-only on stock layers"
+        ),
         Method("top-k", _top_k, "the last k blocks and the head train", "MobileTL (AAAI 2023), vanilla", needs_k=True),
         Method("last", _last, "the head trains", "TinyTL (NeurIPS 2020), FT-Last"),
         Method("as-is", _as_is, "what requires a gradient when memplan is given the model", "the user's own choice"),

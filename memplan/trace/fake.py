@@ -48,8 +48,8 @@ class FakeModel:
             raise
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise AnalysisError(
-                f"{_place(recorder, layers)} needs the values of a tensor ({error.func}), which a recording does not have; "
-                "give the branch or shape as a constant, or analyse the part of the model before it"
+                f"{_place(recorder, layers)} needs the values of a tensor ({error.func}), which a recording does not "
+                "have; give the branch or shape as a constant, or analyse the part of the model before it"
             ) from error
         except Exception as error:
             raise AnalysisError(
@@ -78,8 +78,8 @@ def fake_model(
 ) -> FakeModel:
     """Return a fake copy of ``module`` and its example inputs on ``device``; the originals are not touched.
 
-    A compiled module is replaced by the module it was compiled from. Without ``device`` the copy is where the module is,
-    on the CPU for one on meta.
+    A compiled module is replaced by the module it was compiled from. Without ``device`` the copy is where the module
+    is, on the CPU for one on meta.
 
     Raises:
         AnalysisError: the module cannot be copied, or this PyTorch has no such device.

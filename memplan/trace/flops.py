@@ -18,16 +18,19 @@ def _convolution_backward(gradient: Any, value: Any, weight: Any, *rest: Any, ou
     dear as a dense one's.
     """
     transposed, mask = rest[4], rest[-1]
-    return (mask[0] + mask[1]) * int(conv_flop_count(value, weight, gradient, transposed=transposed))
+    once: int = int(conv_flop_count(value, weight, gradient, transposed=transposed))
+    return once * int(mask[0] + mask[1])
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any, **named: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
-def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any, **named: Any) -> int:
+def _attention_backward(
+    gradient: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any, **named: Any
+) -> int:
     """Five products of the size of the forward's two: the scores again, and the gradients of scores, q, k and v."""
-    return 5 * int(sdpa_flop_count(query, key, value)) // 2
+    return 5 * _attention(query, key, value, out_shape=out_shape) // 2
 
 
 def _recurrent(value: Any, weight: Any, recurrent_weight: Any, *rest: Any, out_shape: Any, **named: Any) -> int:
@@ -36,7 +39,9 @@ def _recurrent(value: Any, weight: Any, recurrent_weight: Any, *rest: Any, out_s
     return int(2 * steps * samples * (weight[0] * weight[1] + recurrent_weight[0] * recurrent_weight[1]))
 
 
-def _recurrent_backward(value: Any, weight: Any, recurrent_weight: Any, *rest: Any, out_shape: Any, **named: Any) -> int:
+def _recurrent_backward(
+    value: Any, weight: Any, recurrent_weight: Any, *rest: Any, out_shape: Any, **named: Any
+) -> int:
     return 2 * _recurrent(value, weight, recurrent_weight, out_shape=out_shape)
 
 
@@ -51,7 +56,7 @@ FORMULAS: Final[dict[Any, Callable[..., int]]] = {
 
 
 def flop_count(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """Return the floating-point operations of one call of ``op``, two for each multiply-add; 0 for an op without formula.
+    """Return the floating-point operations of one call: two for each multiply-add, 0 for an op without a formula.
 
     Source: ``torch/utils/flop_counter.py``, and the formulas above.
     """

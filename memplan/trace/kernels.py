@@ -1,8 +1,8 @@
 """Fake kernels for the commonest ops: their results by shape alone, where PyTorch's own would decompose the op.
 
-A fake tensor mode derives a norm's result through dozens of smaller ops the first time it sees a shape, and hashes every
-argument each time after. These few ops are most of what a network runs, and what they give is plain. A kernel here
-answers for dense tensors in one memory order and returns ``None`` for all else, which PyTorch then answers;
+A fake tensor mode derives a norm's result through dozens of smaller ops the first time it sees a shape, and hashes
+every argument each time after. These few ops are most of what a network runs, and what they give is plain. A kernel
+here answers for dense tensors in one memory order and returns ``None`` for all else, which PyTorch then answers;
 ``tests/trace/test_kernels.py`` holds each to the real kernel. For norms the real one differs from PyTorch's fake: it
 keeps the statistics of a low-precision input in its parameters' float32, and makes no gradient that is not asked for.
 """
@@ -170,8 +170,8 @@ KERNELS: Final[dict[Any, Kernel]] = {
     ),
 }
 
-#: Ops whose results PyTorch's own C++ derives from shapes at once: views, products, and sums of like with like. They are
-#: called on the storages of the meta device that stand under fake tensors.
+#: Ops whose results PyTorch's own C++ derives from shapes at once: views, products, and sums of like with like. They
+#: are called on the storages of the meta device that stand under fake tensors.
 META_KERNELS: Final[frozenset[Any]] = frozenset(
     {
         aten.detach.default,

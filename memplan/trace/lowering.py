@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import lru_cache
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -66,7 +66,7 @@ def _storage(life: StorageLife, op_count: int, gradients: set[int | None]) -> St
     return Storage(life.index, life.bytes, role, life.born, max(last, life.born))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schema(target: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(
         (argument.name, argument.default_value if argument.has_default_value() else None)

@@ -36,7 +36,8 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
     """Record forward, loss and backward of ``model`` with gradients absent before, as in any step after zero_grad.
 
     Raises:
-        AnalysisError: the model fails on its inputs or needs values that fake tensors do not have; the message names the
+        AnalysisError: the model fails on its inputs or needs values that fake tensors do not have; the message names
+        the
             layer that was reached.
     """
     recorder = Recorder(model.mode)
@@ -57,9 +58,16 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
 
     for parameter in model.module.parameters():
         parameter.grad = None
-    with model.explained(recorder, layers), _uncollected(), model.mode, recorder, _layers_told(model.module, recorder):
-        with torch.autograd.graph.saved_tensors_hooks(recorder.pack, recorder.unpack):
-            run_step(model.module, model.args, model.kwargs, loss=loss, amp=amp, enter=enter)
+    hooks = torch.autograd.graph.saved_tensors_hooks(recorder.pack, recorder.unpack)
+    with (
+        model.explained(recorder, layers),
+        _uncollected(),
+        model.mode,
+        recorder,
+        _layers_told(model.module, recorder),
+        hooks,
+    ):
+        run_step(model.module, model.args, model.kwargs, loss=loss, amp=amp, enter=enter)
     step = lower(
         recorder,
         machine=machine_of(model.device),

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memplan.graph.records import BEFORE, Phase, Role, TensorView
 from memplan.trace.flops import flop_count
 from memplan.trace.kernels import KERNELS, META_KERNELS
+from memplan.trace.storages import STORAGE_BYTES
 
 _ADD: Final = torch.ops.aten.add.Tensor
 _ADD_IN_PLACE: Final = torch.ops.aten.add_.Tensor
@@ -58,15 +59,16 @@ class SavedTensor:
         self.recorder.let_go(self.storage)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record ops, storages and saves of one training step on fake tensors into a ``torch.fx.Graph``.
 
-    A storage lives from the op that returns it until Python and autograd have both let go. Saved tensors are replaced by
-    descriptions, so that recording never prolongs a life: what is seen is what the same program does on real tensors.
+    A storage lives from the op that returns it until Python and autograd have both let go. Saved tensors are replaced
+    by descriptions, so that recording never prolongs a life: what is seen is what the same program does on real
+    tensors.
     """
 
     def __init__(self, fake_mode: FakeTensorMode) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.storages: list[StorageLife] = []
         self.saves: list[tuple[int, StorageLife]] = []  # (op that was about to run or had just run, storage)
@@ -85,7 +87,9 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Leave ``__torch_dispatch__`` unwrapped: a step is never compiled while it is recorded, and the guard is slow."""
+        """Leave ``__torch_dispatch__`` unwrapped: a step is never compiled while it is recorded, and the
+        guard is slow.
+        """
         return False
 
     # -- ops -----------------------------------------------------------------------------------------------------------
@@ -138,7 +142,7 @@ class Recorder(TorchDispatchMode):
 
     def _empty(self, shape: tuple[int, ...], strides: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """Return a fake tensor on a storage of its own, with the dtype and device of ``like``."""
-        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+        with torch._C._DisableTorchDispatch():
             meta = torch.empty_strided(shape, strides, dtype=like.dtype, device="meta")
             return FakeTensor(self._fake_mode, meta, like.device)
 
@@ -171,6 +175,11 @@ class Recorder(TorchDispatchMode):
             outputs = tuple([self._view(value) if isinstance(value, torch.Tensor) else None for value in result])
         else:
             outputs = ()
+        storage_bytes = STORAGE_BYTES.get(func)
+        if storage_bytes is not None and args[0].device.type == "cpu":
+            for view, size in zip(outputs, storage_bytes(result, *args, **kwargs), strict=True):
+                if view is not None and size is not None:
+                    self.storages[view.storage].bytes = size
         node = self.graph.call_function(func, self._as_nodes(literals), {})
         node.meta = {
             "phase": self.phase,
@@ -217,8 +226,10 @@ class Recorder(TorchDispatchMode):
         return life.index
 
     def _life(self, tensor: torch.Tensor, given: bool, role: Role = "input") -> StorageLife | None:
-        """Return the life of the storage under ``tensor``; one never seen before begins with this op, or before the step
-        when it is ``given`` to the op rather than made by it."""
+        """Return the life of the storage under ``tensor``.
+
+        One never seen before begins with this op, or before the step when it is ``given`` to the op, not made by it.
+        """
         if tensor.layout is not torch.strided:
             self.unpriced.add(str(tensor.layout))
             return None
@@ -270,7 +281,7 @@ class Recorder(TorchDispatchMode):
         """Return an empty stand-in for the tensor that was packed; its storage counts as the original's."""
         if isinstance(saved, torch.Tensor):
             return saved
-        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+        with torch._C._DisableTorchDispatch():
             empty = torch.empty_strided(saved.shape, saved.strides, dtype=saved.dtype, device="meta")
             tensor = FakeTensor(self._fake_mode, empty, saved.device)
         saved.storage.holders += 1

@@ -23,22 +23,29 @@ def run_step(
     *,
     loss: Loss | None = None,
     amp: torch.dtype | None = None,
-    enter: Callable[[Phase], None] = lambda phase: None,
+    enter: Callable[[Phase], None] = lambda _: None,
 ) -> None:
     """Run forward, loss and backward once; the output and the loss live until the backward has ended.
 
-    Gradients must be absent before, as ``optimizer.zero_grad()`` at the top of a loop leaves them. When nothing requires
-    a gradient the backward is left out. ``enter`` is told each phase as it begins; ``amp`` runs forward and loss under
-    autocast with that dtype.
+    Gradients must be absent before, as ``optimizer.zero_grad()`` at the top of a loop leaves them. When nothing
+    requires a gradient the backward is left out. ``enter`` is told each phase as it begins; ``amp`` runs forward and
+    loss under autocast with that dtype.
     """
     enter("forward")
     with _autocast(args, kwargs, amp):
         output = model(*args, **kwargs)
         enter("loss")
-        value = mean_loss(output) if loss is None else loss(output)
+        value = mean_loss(output) if loss is None else _scalar(loss(output))
     enter("backward")
     if value is not None and value.requires_grad:
         value.backward()  # type: ignore[no-untyped-call]
+
+
+def _scalar(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value
+    shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+    raise AnalysisError(f"the loss gives {shape}, not a scalar tensor; reduce it, for example with .mean()")
 
 
 def mean_loss(output: Any) -> torch.Tensor | None:
@@ -52,10 +59,16 @@ def mean_loss(output: Any) -> torch.Tensor | None:
     floats = [tensor for tensor in _tensors(output) if tensor.is_floating_point() or tensor.is_complex()]
     if not floats:
         raise AnalysisError(
-            f"the model returns {type(output).__name__} without a float tensor; pass loss=..., a function of its output"
+            f"the model returns {_described(output)} without a float tensor; pass loss=..., a function of its output"
         )
     terms = [tensor.abs().mean() if tensor.is_complex() else tensor.mean() for tensor in floats if tensor.requires_grad]
     return sum(terms[1:], terms[0]) if terms else None
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, torch.Tensor):
+        return f"a tensor of {str(output.dtype).removeprefix('torch.')}"
+    return "None" if output is None else f"a {type(output).__name__}"
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -132,7 +132,7 @@ def _cpu_peaks(step: Callable[[], None], steps: int, before: int) -> Iterator[in
         for _ in range(steps):
             with record_function(_STEP):
                 step()
-    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    results = profiler.profiler.kineto_results
     events = list(results.events())
     ends = sorted(event.end_ns() for event in events if event.name() == _STEP)
     alive, peak = before, before

@@ -75,7 +75,9 @@ def test_state_is_there_from_the_second_step_on() -> None:
 
 
 def test_a_frozen_parameter_has_neither_gradient_nor_state() -> None:
-    graph = dataclasses.replace(chain(trains=False), storages=(*chain().storages[:5], Storage(5, 8, "activation", 3, 3)))
+    graph = dataclasses.replace(
+        chain(trains=False), storages=(*chain().storages[:5], Storage(5, 8, "activation", 3, 3))
+    )
     footprint = price(graph, "adam")
     assert footprint.composition.gradient_bytes == footprint.composition.state_bytes == 0
     assert (footprint.parameters, footprint.trained_parameters) == (2, 0)

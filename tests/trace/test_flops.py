@@ -10,7 +10,9 @@ from memplan.trace.record import trace
 
 
 def test_a_dense_network_counts_as_pytorchs_own_counter_does() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2), nn.Flatten(), nn.Linear(4 * 81, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2), nn.Flatten(), nn.Linear(4 * 81, 5)
+    )
     x = torch.randn(2, 3, 22, 22)
     graph = trace(model, x).step
     with FlopCounterMode(display=False) as counter:

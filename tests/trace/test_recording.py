@@ -137,7 +137,7 @@ def test_a_step_survives_json_and_prints_one_op_per_line() -> None:
 def test_the_callers_model_and_random_state_are_left_alone(name: str) -> None:
     model, inputs = _network(name)
     mode = [module.training for module in model.modules()]
-    tensors = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
     before = {name: (id(tensor), tensor.detach().clone(), tensor.requires_grad) for name, tensor in tensors.items()}
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     everywhere = len(torch.nn.modules.module._global_forward_hooks)
@@ -149,7 +149,7 @@ def test_the_callers_model_and_random_state_are_left_alone(name: str) -> None:
     assert [module.training for module in model.modules()] == mode
     assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()] == hooks
     assert len(torch.nn.modules.module._global_forward_hooks) == everywhere
-    after = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    after = dict((*model.named_parameters(), *model.named_buffers()))
     assert after.keys() == before.keys()
     for key, tensor in after.items():
         identity, value, required = before[key]
