@@ -56,9 +56,7 @@ def processes() -> None:
 
 
 def recordings() -> None:
-    print(
-        "| one step | ops | plain fake step, s | memplan records, s | ratio | torch MemTracker, s | memplan/MemTracker |"
-    )
+    print("| one step | ops | plain fake, s | memplan, s | ratio | torch MemTracker, s | memplan/MemTracker |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name in MODELS:
         plain, ours, theirs, ops = record_times(name)

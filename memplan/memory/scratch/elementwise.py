@@ -77,9 +77,14 @@ def whole_gradient(args: tuple[Argument, ...], outputs: Outputs, machine: Machin
 
 
 def reduced_loss(args: tuple[Argument, ...], outputs: Outputs, machine: Machine) -> int:
-    """input, target, reduction: the loss of every element, held twice while it is summed in place."""
+    """input, target, reduction: the loss of every element, beside the result that it is reduced into."""
     source = tensor(args, 0)
-    return 2 * tensor_bytes(source) if source is not None and args[2] != 0 else 0
+    return tensor_bytes(source) if source is not None and args[2] != 0 else 0
+
+
+def logit_loss(args: tuple[Argument, ...], outputs: Outputs, machine: Machine) -> int:
+    """input: the loss of every element and one of its terms, at once."""
+    return 2 * tensor_bytes(tensor(args, 0))
 
 
 def summed(args: tuple[Argument, ...], outputs: Outputs, machine: Machine) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.graph.records import Argument, Machine, TensorView
-from memplan.memory.scratch import attention, elementwise, matrices, normalization, resampling
+from memplan.memory.scratch import attention, elementwise, matrices, normalization, recurrent, resampling
 from memplan.memory.scratch.convolution import convolution, convolution_backward
 
 Formula = Callable[[tuple[Argument, ...], tuple[TensorView | None, ...], Machine], int]
@@ -15,6 +15,9 @@ FORMULAS: dict[str, Formula] = {
     "aten.convolution_backward.default": convolution_backward,
     "aten._scaled_dot_product_flash_attention_for_cpu.default": attention.flash_forward,
     "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": attention.flash_backward,
+    # recurrent layers
+    "aten.mkldnn_rnn_layer.default": recurrent.recurrent,
+    "aten.mkldnn_rnn_layer_backward.default": recurrent.recurrent_backward,
     # norms
     "aten.native_batch_norm.default": normalization.batch_norm,
     "aten.native_batch_norm_backward.default": normalization.batch_norm_backward,
@@ -40,7 +43,7 @@ FORMULAS: dict[str, Formula] = {
     "aten.mse_loss.default": elementwise.reduced_loss,
     "aten.smooth_l1_loss.default": elementwise.reduced_loss,
     "aten.huber_loss.default": elementwise.reduced_loss,
-    "aten.binary_cross_entropy_with_logits.default": elementwise.reduced_loss,
+    "aten.binary_cross_entropy_with_logits.default": elementwise.logit_loss,
     "aten.logsumexp.default": elementwise.whole_gradient,
     "aten.sum.default": elementwise.summed,
     "aten.sum.dim_IntList": elementwise.summed,
