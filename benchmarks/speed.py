@@ -87,7 +87,7 @@ def times(
     module: object, args: tuple[object, ...], *, tracker: bool
 ) -> tuple[list[float], list[float], list[float], int]:
     """Warm seconds of a plain fake step, of memplan's recording and of MemTracker, measured in turn, and the ops."""
-    from memplan.trace import fake_model, record_step, run_step
+    from memplan.tracing import fake_model, record_step, run_step
 
     fake = fake_model(module, args)  # type: ignore[arg-type]
 

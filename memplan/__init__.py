@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from memplan.graph.step_graph import StepGraph
     from memplan.memory.footprint import Footprint
     from memplan.results import Analysis, Verification
-    from memplan.trace.record import StepRecord, trace
+    from memplan.tracing.record import StepRecord, trace
     from memplan.verification import verify
 
 _HOMES = {
     "analyze": "memplan.analysis",
-    "trace": "memplan.trace.record",
+    "trace": "memplan.tracing.record",
     "verify": "memplan.verification",
     "Analysis": "memplan.results",
     "AnalysisError": "memplan.errors",
     "Footprint": "memplan.memory.footprint",
     "MemplanError": "memplan.errors",
     "StepGraph": "memplan.graph.step_graph",
-    "StepRecord": "memplan.trace.record",
+    "StepRecord": "memplan.tracing.record",
     "UsageError": "memplan.errors",
     "Verification": "memplan.results",
 }

@@ -33,8 +33,8 @@ class StockSteps:
         """
         import torch
 
-        from memplan.trace import fake_model
-        from memplan.trace.fake import one_line
+        from memplan.tracing import fake_model
+        from memplan.tracing.fake import one_line
 
         try:
             module, args, kwargs = subject.built("meta")
@@ -89,7 +89,7 @@ class StockSteps:
         return replace(graph, blocks=self._structure.blocks)
 
     def _record(self, trained: frozenset[str]) -> StepGraph:
-        from memplan.trace import record_step
+        from memplan.tracing import record_step
 
         choose_trained(self.model.module, trained)
         graph = record_step(self.model, loss=self._loss, amp=self._amp).step

@@ -15,7 +15,7 @@ from memplan.sources.records import Source
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from memplan.trace.step import Loss
+    from memplan.tracing.step import Loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import memplan
 PACKAGE = Path(memplan.__file__).parent
 
 #: What may not need torch: everything but these rooms, which run models or import them.
-NEEDS_TORCH = {"trace", "sources", "transform"}
+NEEDS_TORCH = {"tracing", "sources", "transform"}
 
 BLOCK = """
 import sys
@@ -50,7 +50,7 @@ def test_the_torch_free_tower_imports_without_torch() -> None:
 
 
 def test_a_room_that_needs_torch_does_fail() -> None:
-    done = run("import memplan.trace.record")
+    done = run("import memplan.tracing.record")
     assert done.returncode == 1
     assert "ImportError: torch is blocked" in done.stderr
 

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils import _pytree as pytree
 
 from memplan.graph.records import Phase
-from memplan.trace.step import Loss, run_step
+from memplan.tracing.step import Loss, run_step
 
 _STEP: Final = "memplan::step"
 

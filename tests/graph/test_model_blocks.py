@@ -90,7 +90,7 @@ SLOW: Final = {
 def test_blocks_and_head(spec: str, expected: tuple[int, str]) -> None:
     from memplan.sources import build, resolve
     from memplan.sources.packages import is_installed
-    from memplan.trace import fake_model, record_step
+    from memplan.tracing import fake_model, record_step
 
     package = spec.partition(":")[0].replace("hf", "transformers")
     if not is_installed(package):

@@ -1,9 +1,9 @@
-# ruff: noqa: ARG001 - all entries share one signature
+
 """Bytes of the storages that CPU kernels give their results, for the ops whose fake results say less.
 
 A fake result has the right shape, but a kernel may put it on a larger storage: it reduces a loss into the storage of
 the unreduced one, shrinks a result after filling it, or returns a workspace whose size only its library knows. What
-autograd then keeps is that storage. Each entry names the source it restates; ``tests/trace/test_storages.py`` holds
+autograd then keeps is that storage. Each entry names the source it restates; ``tests/tracing/test_storages.py`` holds
 the table to the kernels, and holds the kernels of ops that are not in it to their fakes.
 """
 

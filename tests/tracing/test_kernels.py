@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from memplan.sources import build, resolve
-from memplan.trace import recorder
-from memplan.trace.kernels import KERNELS
-from memplan.trace.record import trace
+from memplan.tracing import recorder
+from memplan.tracing.kernels import KERNELS
+from memplan.tracing.record import trace
 
 SHAPES = [(4, 8, 6, 5), (1, 3, 1, 1), (2, 5), (3, 7, 9)]
 

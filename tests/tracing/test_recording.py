@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from memplan.graph import from_json, to_json
 from memplan.graph.step_graph import StepGraph
-from memplan.trace.record import trace
-from tests.trace.networks import NETWORKS, Checkpointed, LoopOverOneLinear, OneReluForAll, TiedEmbedding
+from memplan.tracing.record import trace
+from tests.tracing.networks import NETWORKS, Checkpointed, LoopOverOneLinear, OneReluForAll, TiedEmbedding
 
 
 def _names(graph: StepGraph, phase: str) -> list[str]:

@@ -12,9 +12,9 @@ from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.graph.records import BEFORE, Phase, Role, TensorView
-from memplan.trace.flops import flop_count
-from memplan.trace.kernels import KERNELS, META_KERNELS
-from memplan.trace.storages import STORAGE_BYTES
+from memplan.tracing.flops import flop_count
+from memplan.tracing.kernels import KERNELS, META_KERNELS
+from memplan.tracing.storages import STORAGE_BYTES
 
 _ADD: Final = torch.ops.aten.add.Tensor
 _ADD_IN_PLACE: Final = torch.ops.aten.add_.Tensor

@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.memory import price
-from memplan.trace.record import trace
-from memplan.trace.storages import STORAGE_BYTES
+from memplan.tracing.record import trace
+from memplan.tracing.storages import STORAGE_BYTES
 from memplan.transform.measure import measure
 
 #: Ops whose fake results differ from the real ones in a way that the table does not mend, and what differs.

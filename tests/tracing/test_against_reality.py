@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from memplan.memory import price
-from memplan.trace.record import trace
+from memplan.tracing.record import trace
 from memplan.transform.measure import measure
-from tests.trace.networks import NETWORKS, forward_of
+from tests.tracing.networks import NETWORKS, forward_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use_reentrant.*")
 

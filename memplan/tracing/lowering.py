@@ -10,7 +10,7 @@ import torch
 
 from memplan.graph.records import BEFORE, Argument, Layer, Machine, Op, Parameter, Storage, TensorView
 from memplan.graph.step_graph import StepGraph
-from memplan.trace.recorder import Recorder, StorageLife
+from memplan.tracing.recorder import Recorder, StorageLife
 
 _LITERALS: Final = (TensorView, int, float, str, type(None))
 

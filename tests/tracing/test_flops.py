@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from memplan.trace.record import trace
+from memplan.tracing.record import trace
 
 
 def test_a_dense_network_counts_as_pytorchs_own_counter_does() -> None:

@@ -3,7 +3,7 @@
 A fake tensor mode derives a norm's result through dozens of smaller ops the first time it sees a shape, and hashes
 every argument each time after. These few ops are most of what a network runs, and what they give is plain. A kernel
 here answers for dense tensors in one memory order and returns ``None`` for all else, which PyTorch then answers;
-``tests/trace/test_kernels.py`` holds each to the real kernel. For norms the real one differs from PyTorch's fake: it
+``tests/tracing/test_kernels.py`` holds each to the real kernel. For norms the real one differs from PyTorch's fake: it
 keeps the statistics of a low-precision input in its parameters' float32, and makes no gradient that is not asked for.
 """
 

@@ -14,10 +14,10 @@ from torch.nn.modules import module as module_hooks
 
 from memplan.graph.records import Layer, Machine, Parameter, Phase
 from memplan.graph.step_graph import StepGraph
-from memplan.trace.fake import FakeModel, fake_model
-from memplan.trace.lowering import lower
-from memplan.trace.recorder import Recorder
-from memplan.trace.step import Loss, run_step
+from memplan.tracing.fake import FakeModel, fake_model
+from memplan.tracing.lowering import lower
+from memplan.tracing.recorder import Recorder
+from memplan.tracing.step import Loss, run_step
 
 
 @dataclass(frozen=True, slots=True)

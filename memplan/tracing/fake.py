@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from memplan.errors import AnalysisError, MemplanError, UsageError
 from memplan.graph.records import Layer
-from memplan.trace.recorder import Recorder
+from memplan.tracing.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
