@@ -127,7 +127,12 @@ def measure_one(model: str, method: str, optimizer: str, foreach: bool, batch_si
         if about.methods[0].footprint.peak_bytes <= largest:
             break
         batch_size //= 2
-    result = memplan.verify(model, method=method, optimizer=optimizer, foreach=foreach, batch_size=batch_size)
+    try:
+        result = memplan.verify(model, method=method, optimizer=optimizer, foreach=foreach, batch_size=batch_size)
+    except memplan.AnalysisError:
+        # A batch norm over one value cannot train; two samples are the least for such a model.
+        batch_size = 2
+        result = memplan.verify(model, method=method, optimizer=optimizer, foreach=foreach, batch_size=batch_size)
     first, second = result.steps
     return Row(
         model, method, optimizer, foreach, batch_size, result.saved_equal,
