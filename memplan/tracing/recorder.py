@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -87,9 +88,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Leave ``__torch_dispatch__`` unwrapped: a step is never compiled while it is recorded, and the
-        guard is slow.
-        """
+        """Leave ``__torch_dispatch__`` unwrapped: a recorded step is never compiled, and the guard is slow."""
         return False
 
     # -- ops -----------------------------------------------------------------------------------------------------------
@@ -164,7 +163,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return False
         storage = old.untyped_storage()
         counts = (old._use_count(), torch._C._storage_Use_Count(storage._cdata))
-        return counts == _SOLE_OWNER
+        return counts == _SOLE_OWNER and is_non_overlapping_and_dense_or_false(old)
 
     def _append(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         literals = tuple([self._argument(value) for value in args])

@@ -1,4 +1,3 @@
-
 """Bytes of the storages that CPU kernels give their results, for the ops whose fake results say less.
 
 A fake result has the right shape, but a kernel may put it on a larger storage: it reduces a loss into the storage of

@@ -93,6 +93,9 @@ def test_ops_that_checkpointing_repeats_in_backward_carry_their_own_layer() -> N
         lambda y: (y + y.relu() + y.sin()).sum(),
         lambda y: sum(part * part for part in y.exp().chunk(3)).sum(),
         lambda y: (y * y * y.tanh()).sum(),
+        lambda y: y.sum() + y.exp().sum() + y.mean(),
+        lambda y: y.exp().sum() * y.sum(),
+        lambda y: (y[None, :].expand(4, 3).sin() + y).sum() + y[:2].cos().sum(),
     ],
 )
 def test_gradients_meet_in_place_exactly_where_the_engine_adds_in_place(joins: Any) -> None:
