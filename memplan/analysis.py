@@ -18,9 +18,6 @@ from memplan.units import parse_bytes
 if TYPE_CHECKING:
     from torch import nn
 
-#: Blocks that ``top-k`` trains when k is not given, or all of them in a model that has fewer.
-DEFAULT_K = 5
-
 RUNNERS = ("stock",)
 
 
@@ -124,13 +121,10 @@ def _rows(
     methods: Sequence[Method], k: int | Sequence[int] | None, steps: StockSteps
 ) -> Iterator[tuple[Method, int | None]]:
     for method in methods:
-        if not method.needs_k:
-            yield method, None
-        elif k is None:
-            yield method, min(DEFAULT_K, len(steps.blocks))
+        if not method.needs_k or k is None or isinstance(k, int):
+            yield method, steps.settled_k(method, k if isinstance(k, int) else None)
         else:
-            for blocks in (k,) if isinstance(k, int) else k:
-                yield method, blocks
+            yield from ((method, blocks) for blocks in k)
 
 
 def _notes(subject: Subject, steps: StockSteps, rows: Sequence[MethodFootprint]) -> Iterator[str]:

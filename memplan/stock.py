@@ -17,6 +17,9 @@ from memplan.subject import AMP_DTYPES, Subject
 if TYPE_CHECKING:
     from torch import nn
 
+#: Blocks that ``top-k`` trains when k is not given, or all of them in a model that has fewer.
+DEFAULT_K: Final = 5
+
 
 class StockSteps:
     """Records the steps of one subject under stock PyTorch, each choice of what trains once.
@@ -57,6 +60,12 @@ class StockSteps:
     def blocks(self) -> tuple[Block, ...]:
         """The model's blocks, from its input to its output."""
         return self._structured().blocks
+
+    def settled_k(self, method: Method, k: int | None) -> int | None:
+        """Return how many blocks train under ``method``: as asked, else ``DEFAULT_K``; ``None`` if it takes no k."""
+        if not method.needs_k:
+            return None
+        return min(DEFAULT_K, len(self.blocks)) if k is None else k
 
     def trained(self, method: Method, k: int | None = None) -> frozenset[str]:
         """Return the names of the parameters that train under ``method``.

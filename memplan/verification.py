@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from memplan.analysis import DEFAULT_K, implementation_of, setting_of
+from memplan.analysis import implementation_of, setting_of
 from memplan.errors import AnalysisError, UsageError
 from memplan.memory import price
 from memplan.memory.optimizers import optimizer_rule
@@ -36,7 +36,7 @@ def verify(
     progress: Callable[[str], None] = lambda _: None,
     **subject: Any,
 ) -> Verification:
-    """Return predicted against measured bytes of real training steps on the CPU.
+    """Return predicted against measured bytes of real training steps, on the CPU or where the model is.
 
     A copy of the model runs with random data where none is given; the caller's model is not changed.
 
@@ -66,8 +66,9 @@ def verify(
     about = subject_of(model, inputs, **subject)
     progress(f"recording {about.name}: {method}")
     stock = StockSteps(about)
-    blocks = k if k is not None or not chosen.needs_k else min(DEFAULT_K, len(stock.blocks))
-    implementation = implementation_of(foreach, "cpu")
+    blocks = stock.settled_k(chosen, k)
+    device = stock.model.device.type
+    implementation = implementation_of(foreach, device)
     footprint = price(stock.step(chosen, blocks), optimizer, implementation)
     trained = stock.trained(chosen, blocks)
     setting = setting_of(about, stock, optimizer, implementation)
@@ -106,7 +107,7 @@ def verify(
             MeasuredStep(number, promised, seen)
             for number, (promised, seen) in enumerate(zip(predicted, measured.peak_bytes, strict=True), start=1)
         ),
-        quantity="allocator peak (CPU profiler)",
+        quantity="allocator peak (CPU profiler)" if device == "cpu" else "allocator peak (max_memory_allocated)",
         tolerance=TOLERANCE,
         rss_bytes=high_water_mark() if rss else None,
         rss_before_bytes=before,

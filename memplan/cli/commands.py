@@ -157,11 +157,7 @@ def trace(
         progress(f"recording {subject.name}: {method}")
         chosen = method_named(method)
         steps = StockSteps(subject)
-        if chosen.needs_k and k is None:
-            from memplan.analysis import DEFAULT_K
-
-            k = min(DEFAULT_K, len(steps.blocks))
-        step = steps.step(chosen, k)
+        step = steps.step(chosen, steps.settled_k(chosen, k))
     if json_file is not None:
         from memplan.graph import to_json
 

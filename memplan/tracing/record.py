@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.fx import Graph
 from torch.nn.modules import module as module_hooks
 
+from memplan.graph.blocks import find_blocks
 from memplan.graph.records import Layer, Machine, Parameter, Phase
 from memplan.graph.step_graph import StepGraph
 from memplan.tracing.fake import FakeModel, fake_model
@@ -103,7 +104,10 @@ def trace(
         fake = fake_model(model, (), inputs, device=device)
     else:
         fake = fake_model(model, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), device=device)
-    return record_step(fake, loss=loss, amp=amp)
+    record = record_step(fake, loss=loss, amp=amp)
+    step = record.step
+    blocks = find_blocks(step.layers, step.ops, step.storages, step.parameters)
+    return replace(record, step=replace(step, blocks=blocks))
 
 
 def layers_of(module: torch.nn.Module) -> Iterator[Layer]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from memplan.graph import find_blocks, to_networkx
+from memplan.graph import to_networkx
 from memplan.sources import build, resolve
 from memplan.tracing.record import trace
 
@@ -33,8 +33,7 @@ def test_an_edge_goes_from_the_last_writer_to_each_reader() -> None:
 def test_all_that_reaches_the_output_passes_through_the_end_of_each_block(spec: str, count: int) -> None:
     model = build(resolve(spec, batch_size=2), "meta")
     graph = trace(model.module, model.args).step
-    blocks = find_blocks(graph.layers, graph.ops, graph.storages, graph.parameters)
-    assert len(blocks) == count
+    assert len(graph.blocks) == count
 
     network = to_networkx(graph, phase="forward")
     first = next(op.index for op in graph.ops if op.name == "aten.convolution.default")
@@ -44,7 +43,7 @@ def test_all_that_reaches_the_output_passes_through_the_end_of_each_block(spec: 
     while op != first:
         op = dominators[op]
         passed.add(op)
-    for block in blocks:
+    for block in graph.blocks:
         assert passed & set(range(block.first_op, block.last_op + 1)), block
         # Nothing made inside a block is read after it but what its last value op made.
         leaving = {source for source, target in network.edges if block.first_op <= source <= block.last_op < target}
