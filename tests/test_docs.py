@@ -91,3 +91,18 @@ def test_the_readme_shows_what_the_command_prints(tmp_path: Path) -> None:
 
 def _words(line: str) -> str:
     return " ".join(re.sub(r"[0-9.,]+", "#", line).split())
+
+
+def test_ci_runs_the_readmes_test_command_and_nothing_else() -> None:
+    shown = [line for body in fences(ROOT / "README.md", "bash") for line in body.splitlines()]
+    ran = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    assert ran == [f"exec {shown[-1]}"]
+
+
+def test_both_commands_install_the_pinned_versions() -> None:
+    setup = fences(ROOT / "README.md", "bash")[0]
+    assert "-c constraints.txt" in setup
+    assert "--constraint constraints.txt" in (ROOT / "check").read_text()
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all("==" in pin for pin in pins)
+    assert "torch==2.13.0" in pins
