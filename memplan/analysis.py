@@ -13,7 +13,7 @@ from memplan.methods import Method, method_named
 from memplan.results import Analysis, MethodFootprint, Setting
 from memplan.stock import StockSteps
 from memplan.subject import Subject, first_batch, shapes, subject_of
-from memplan.units import parse_bytes
+from memplan.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,5 +133,12 @@ def _notes(subject: Subject, steps: StockSteps, rows: Sequence[MethodFootprint])
     if not steps.blocks and any(row.k is not None for row in rows):
         yield "the model has no blocks, so that top-k trains the head alone"
     for row in rows:
+        kept = row.footprint.unhooked_bytes
+        if kept:
+            size = format_bytes(kept, unit="MB" if kept >= 100_000 else "KB")
+            yield (
+                f"{row.label} keeps {size} for its backward that autograd's hooks do not see, "
+                f"made in {', '.join(row.footprint.unhooked_layers[:3])}; they count as temp"
+            )
         if "backward" not in row.footprint.timeline.phases:
             yield f"{row.label} has no backward: nothing that trains reaches the output"

@@ -17,7 +17,7 @@ _ROWS: Final = {"layers": Layer, "parameters": Parameter, "storages": Storage, "
 def to_json(graph: StepGraph) -> str:
     """Return ``graph`` as JSON text: one record per line, records as rows of their fields in order."""
     lines = [f'{{"schema": {json.dumps(SCHEMA)},', f'"machine": {json.dumps(_row(graph.machine))},']
-    lines += [f'"{name}": {json.dumps(getattr(graph, name))},' for name in ("saved", "unpriced")]
+    lines += [f'"{name}": {json.dumps(getattr(graph, name))},' for name in ("saved", "outputs", "unpriced")]
     for name in (*_ROWS, "ops"):
         rows = ",\n".join(json.dumps(_row(record)) for record in getattr(graph, name))
         lines.append(f'"{name}": [\n{rows}\n]' + ("" if name == "ops" else ","))
@@ -46,6 +46,7 @@ def from_json(text: str) -> StepGraph:
             machine=Machine(*data["machine"]),
             ops=ops,
             saved=tuple(data["saved"]),
+            outputs=tuple(data["outputs"]),
             unpriced=tuple(data["unpriced"]),
             **rows,
         )

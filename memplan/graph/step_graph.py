@@ -15,6 +15,7 @@ class StepGraph:
     """The forward, loss and backward of one training step, as stock PyTorch runs it on ``machine``.
 
     ``saved`` lists the storages that autograd holds when the model's forward ends, parameters and buffers excluded.
+    ``outputs`` lists the storages of what the model returns.
     ``unpriced`` names what was seen and could not be attributed or priced; it is empty for a complete record.
 
     Raises:
@@ -27,6 +28,7 @@ class StepGraph:
     storages: tuple[Storage, ...]
     ops: tuple[Op, ...]
     saved: tuple[int, ...]
+    outputs: tuple[int, ...] = ()
     blocks: tuple[Block, ...] = ()
     unpriced: tuple[str, ...] = ()
 
@@ -49,6 +51,24 @@ class StepGraph:
                 if storage in saved:
                     charged.setdefault(storage, op.layer)
         return charged
+
+    @cached_property
+    def unhooked(self) -> tuple[int, ...]:
+        """Storages made in the forward, alive in the backward, neither the output nor seen by autograd's hooks.
+
+        A custom function that keeps tensors on its context does that, and so does checkpointing with its arguments.
+        """
+        seen, backward = frozenset((*self.saved, *self.outputs)), self.phase_ops("backward")
+        born = self.phase_ops("forward")
+        return tuple(
+            storage.index
+            for storage in self.storages
+            if storage.role == "activation"
+            and storage.bytes
+            and storage.born in born
+            and storage.last > backward.start
+            and storage.index not in seen
+        )
 
     def flops(self, phase: Phase) -> int:
         """Return the floating-point operations of one phase, as PyTorch's own flop formulas count them."""

@@ -72,6 +72,9 @@ class Footprint:
     ``peak_bytes`` is the allocator's peak: live storages and the scratch inside kernels. ``first_step_peak_bytes`` is
     the same before the optimizer has state. ``temp_bytes`` and ``resident_bytes`` are the largest over the step, so
     that the three kinds do not add up to the peak.
+
+    ``unhooked_bytes`` live from forward to backward without being saved tensors, as those that a custom function keeps
+    on its context; they are counted as temp, and the layers that make them are named.
     """
 
     saved_bytes: int
@@ -88,6 +91,8 @@ class Footprint:
     layers: tuple[LayerFootprint, ...] = field(repr=False)
     timeline: Timeline = field(repr=False)
     unpriced: tuple[str, ...] = ()
+    unhooked_bytes: int = 0
+    unhooked_layers: tuple[str, ...] = ()
 
 
 def price(
@@ -121,6 +126,14 @@ def price(
         layers=_layers(graph, steady, rule),
         timeline=steady,
         unpriced=graph.unpriced,
+        unhooked_bytes=sum(graph.storages[index].bytes for index in graph.unhooked),
+        unhooked_layers=tuple(
+            dict.fromkeys(
+                graph.layers[op.layer].path or "(model)"
+                for index in graph.unhooked
+                if (op := maker(graph, graph.storages[index])) is not None
+            )
+        ),
     )
 
 

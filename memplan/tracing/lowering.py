@@ -22,6 +22,7 @@ def lower(
     layers: tuple[Layer, ...],
     parameters: tuple[Parameter, ...],
     saved: tuple[int, ...],
+    outputs: tuple[int, ...],
     unpriced: tuple[str, ...] = (),
 ) -> StepGraph:
     """Return the StepGraph of a finished recording.
@@ -55,6 +56,7 @@ def lower(
         storages=tuple(_storage(life, len(ops), gradients) for life in recorder.storages),
         ops=ops,
         saved=saved,
+        outputs=outputs,
         unpriced=unpriced,
     )
 

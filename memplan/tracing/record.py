@@ -18,7 +18,7 @@ from memplan.graph.step_graph import StepGraph
 from memplan.tracing.fake import FakeModel, fake_model
 from memplan.tracing.lowering import lower
 from memplan.tracing.recorder import Recorder
-from memplan.tracing.step import Loss, run_step
+from memplan.tracing.step import Loss, run_step, tensors_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,8 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
     """Record forward, loss and backward of ``model`` with gradients absent before, as in any step after zero_grad.
 
     Raises:
-        AnalysisError: the model fails on its inputs or needs values that fake tensors do not have; the message names
-        the
-            layer that was reached.
+        AnalysisError: the model fails on its inputs, or needs values that fake tensors do not have; the message names
+            the layer that was reached.
     """
     recorder = Recorder(model.mode)
     layers = tuple(layers_of(model.module))
@@ -75,6 +74,7 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
         layers=layers,
         parameters=tuple(_parameters(model.module, recorder, layers, parameters)),
         saved=tuple(sorted(saved)),
+        outputs=tuple(sorted(recorder.outputs)),
         unpriced=tuple(f"tensors of layout {layout}" for layout in sorted(recorder.unpriced)),
     )
     return StepRecord(recorder.graph, step)
@@ -151,6 +151,8 @@ def _layers_told(root: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
     def after(module: torch.nn.Module, args: Any, output: Any) -> None:
         if id(module) in index_of:
             recorder.layer, recorder.in_module = stack.pop()
+        if module is root:
+            recorder.note_outputs(tensors_in(output))
 
     handles = [
         module_hooks.register_module_forward_pre_hook(before),

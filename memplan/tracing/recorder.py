@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import torch
@@ -77,6 +77,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.layer = 0  # index of the innermost module that runs, or whose forward is being differentiated
         self.in_module = False
         self.op_count = 0
+        self.outputs: frozenset[int] = frozenset()
         self.unpriced: set[str] = set()
         self._fake_mode = fake_mode
         self._lives: dict[int, StorageLife] = {}
@@ -286,6 +287,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         saved.storage.holders += 1
         self._watch(tensor.untyped_storage(), saved.storage)
         return tensor
+
+    def note_outputs(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Remember the storages of what the model returns."""
+        lives = [self._life(tensor, given=True) for tensor in tensors]
+        self.outputs = frozenset(life.index for life in lives if life is not None)
 
     def held(self) -> Iterator[StorageLife]:
         """Yield each storage that autograd keeps at this moment, once."""

@@ -56,7 +56,7 @@ def mean_loss(output: Any) -> torch.Tensor | None:
     Raises:
         AnalysisError: there is no float tensor in ``output``.
     """
-    floats = [tensor for tensor in _tensors(output) if tensor.is_floating_point() or tensor.is_complex()]
+    floats = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() or tensor.is_complex()]
     if not floats:
         raise AnalysisError(
             f"the model returns {_described(output)} without a float tensor; pass loss=..., a function of its output"
@@ -71,22 +71,23 @@ def _described(output: Any) -> str:
     return "None" if output is None else f"a {type(output).__name__}"
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a model's inputs or output: a tensor, a dataclass, or nested mappings and sequences."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, (list, tuple, set, frozenset)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif dataclasses.is_dataclass(value):
         for entry in dataclasses.fields(value):
-            yield from _tensors(getattr(value, entry.name))
+            yield from tensors_in(getattr(value, entry.name))
 
 
 def _autocast(args: tuple[Any, ...], kwargs: Mapping[str, Any], amp: torch.dtype | None) -> Any:
     if amp is None:
         return contextlib.nullcontext()
-    device = next((tensor.device.type for tensor in _tensors((args, kwargs))), "cpu")
+    device = next((tensor.device.type for tensor in tensors_in((args, kwargs))), "cpu")
     return torch.autocast(device, amp)

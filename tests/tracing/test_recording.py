@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import memplan
 from memplan.graph import from_json, to_json
 from memplan.graph.step_graph import StepGraph
 from memplan.tracing.record import trace
-from tests.tracing.networks import NETWORKS, Checkpointed, LoopOverOneLinear, OneReluForAll, TiedEmbedding
+from tests.tracing.networks import (
+    NETWORKS,
+    Checkpointed,
+    CustomFunction,
+    LoopOverOneLinear,
+    OneReluForAll,
+    TiedEmbedding,
+)
 
 
 def _names(graph: StepGraph, phase: str) -> list[str]:
@@ -192,6 +200,16 @@ def test_a_model_on_meta_gives_the_same_record() -> None:
         on_meta = OneReluForAll(True)
         x = torch.empty(2, 8, 10, 10)
     assert trace(on_meta, x).step == trace(OneReluForAll(True), torch.empty(2, 8, 10, 10)).step
+
+
+def test_tensors_kept_on_a_functions_context_are_named() -> None:
+    analysis = memplan.analyze(CustomFunction(), torch.empty(32, 64))
+    # exp(x) of 32 samples and 256 features, on an attribute of the context
+    assert analysis["full"].unhooked_bytes == 32 * 256 * 4
+    assert analysis.notes == (
+        "full keeps 32.8 KB for its backward that autograd's hooks do not see, made in (model); they count as temp",
+    )
+    assert trace(LoopOverOneLinear(), torch.empty(32, 64)).step.unhooked == ()
 
 
 def test_autocast_saves_low_precision_copies() -> None:
