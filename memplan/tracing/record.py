@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from memplan.graph.step_graph import StepGraph
 from memplan.tracing.fake import FakeModel, fake_model
 from memplan.tracing.lowering import lower
 from memplan.tracing.recorder import Recorder
-from memplan.tracing.step import Loss, run_step, tensors_in
+from memplan.tracing.step import Loss, run_step, tensors_in, uncollected
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
     hooks = torch.autograd.graph.saved_tensors_hooks(recorder.pack, recorder.unpack)
     with (
         model.explained(recorder, layers),
-        _uncollected(),
+        uncollected(),
         model.mode,
         recorder,
         _layers_told(model.module, recorder),
@@ -163,15 +162,3 @@ def _layers_told(root: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the cyclic collector away: it would release storages at moments that differ from run to run."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -46,6 +47,18 @@ def _scalar(value: Any) -> torch.Tensor:
         return value
     shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
     raise AnalysisError(f"the loss gives {shape}, not a scalar tensor; reduce it, for example with .mean()")
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the cyclic collector away: it would release storages at moments that differ from run to run."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def mean_loss(output: Any) -> torch.Tensor | None:

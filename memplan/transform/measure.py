@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils import _pytree as pytree
 
 from memplan.graph.records import Phase
-from memplan.tracing.step import Loss, run_step
+from memplan.tracing.step import Loss, run_step, uncollected
 
 _STEP: Final = "memplan::step"
 
@@ -66,7 +65,8 @@ def measure(
             update.step()
 
     device = next((tensor.device.type for tensor in _tensors(model, args, kwargs)), "cpu")
-    with _collected():
+    gc.collect()
+    with uncollected():
         peaks = _cuda_peaks(step, steps) if device == "cuda" else _cpu_peaks(step, steps, _bytes(model, args, kwargs))
     return Measurement(saved_bytes, tuple(peaks))
 
@@ -172,16 +172,3 @@ def _storages(tensors: Sequence[torch.Tensor]) -> Iterator[torch.UntypedStorage]
 def _bytes(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     unique = {storage._cdata: storage.nbytes() for storage in _storages(tuple(_tensors(model, args, kwargs)))}
     return sum(unique.values())
-
-
-@contextmanager
-def _collected() -> Iterator[None]:
-    """Collect cyclic garbage first and none during the steps, as the recording does."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -65,9 +65,8 @@ def _direct_accepts(conv: Convolution) -> bool:
     return blocks and not conv.kernel_outside and conv.padding[2] <= unroll and not wide
 
 
-def _depthwise(conv: Convolution, bias: bool) -> Primitive:
-    padded = round_up(conv.groups, conv.block)
-    scratchpad = booked(padded * FLOAT) if bias and padded != conv.groups else 0
+def _all_blocked(conv: Convolution, scratchpad: int) -> Primitive:
+    """The primitive whose source, result and weights are all in blocks of channels."""
     return Primitive(
         "blocked",
         source_bytes(conv, "blocked"),
@@ -77,6 +76,12 @@ def _depthwise(conv: Convolution, bias: bool) -> Primitive:
         weight_bytes(conv, conv.block, conv.block),
         scratchpad,
     )
+
+
+def _depthwise(conv: Convolution, bias: bool) -> Primitive:
+    padded = round_up(conv.groups, conv.block)
+    scratchpad = booked(padded * FLOAT) if bias and padded != conv.groups else 0
+    return _all_blocked(conv, scratchpad)
 
 
 def padded_bias(conv: Convolution, bias: bool) -> int:
@@ -90,15 +95,7 @@ def _pointwise(conv: Convolution, bias: bool) -> Primitive:
     if conv.strided:
         space = ceil_div(conv.in_channels, conv.block) * conv.block * conv.result[1] * conv.result[2]
         scratchpad += booked(conv.threads * space * FLOAT)
-    return Primitive(
-        "blocked",
-        source_bytes(conv, "blocked"),
-        "blocked",
-        result_bytes(conv, "blocked"),
-        "blocked",
-        weight_bytes(conv, conv.block, conv.block),
-        scratchpad,
-    )
+    return _all_blocked(conv, scratchpad)
 
 
 def _direct(conv: Convolution, bias: bool) -> Primitive:
