@@ -104,21 +104,15 @@ def subject_of(
         raise UsageError(f"a model is a spec or a torch.nn.Module, not {type(model).__name__}; pass one of these")
     if inputs is None:
         raise UsageError(f"{type(model).__name__} is given without inputs; pass a tensor, a tuple or a dict of them")
-    args, kwargs = _forward(inputs)
+    from memplan.tracing.step import forward_of
+
+    args, kwargs = forward_of(inputs)
     name = type(getattr(model, "_orig_mod", model)).__name__
     return Subject(name, "module", module=model, args=args, kwargs=kwargs, training=training, amp=amp, loss=loss)
 
 
 #: Autocast dtypes by the short names that people type.
 AMP_DTYPES: dict[str, str] = {"bf16": "bfloat16", "fp16": "float16", "bfloat16": "bfloat16", "float16": "float16"}
-
-
-def _forward(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), {}
-    return (inputs,), {}
 
 
 def shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from memplan.graph.step_graph import StepGraph
 from memplan.tracing.fake import FakeModel, fake_model
 from memplan.tracing.lowering import lower
 from memplan.tracing.recorder import Recorder
-from memplan.tracing.step import Loss, run_step, tensors_in, uncollected
+from memplan.tracing.step import Loss, forward_of, run_step, tensors_in, uncollected
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,7 @@ def trace(
     Raises:
         AnalysisError: the model cannot be copied or its step cannot be recorded.
     """
-    if isinstance(inputs, Mapping):
-        fake = fake_model(model, (), inputs, device=device)
-    else:
-        fake = fake_model(model, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), device=device)
-    record = record_step(fake, loss=loss, amp=amp)
+    record = record_step(fake_model(model, *forward_of(inputs), device=device), loss=loss, amp=amp)
     step = record.step
     blocks = find_blocks(step.layers, step.ops, step.storages, step.parameters)
     return replace(record, step=replace(step, blocks=blocks))

@@ -49,6 +49,15 @@ def _scalar(value: Any) -> torch.Tensor:
     raise AnalysisError(f"the loss gives {shape}, not a scalar tensor; reduce it, for example with .mean()")
 
 
+def forward_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments from a tensor, a tuple or list of arguments, or a dict of named ones."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
     """Keep the cyclic collector away: it would release storages at moments that differ from run to run."""

@@ -137,19 +137,23 @@ def _to_dense(layout: Layout, size: int, dense: int) -> int:
 
 
 def _forward_peak(plan: Primitive, channels_last: bool, dense: int) -> int:
-    weights = _reordered(plan.weights_layout, plan.weights) + plan.scratchpad
-    if channels_last:
-        return weights + dense
-    running = weights + _reordered(plan.source_layout, plan.source) + plan.destination
-    return max(running, _to_dense(plan.destination_layout, plan.destination, dense))
+    entering = _reordered(plan.source_layout, plan.source)
+    return _activation_peak(plan, entering, plan.destination_layout, plan.destination, channels_last, dense)
 
 
 def _input_gradient_peak(plan: Primitive, channels_last: bool, dense: int) -> int:
+    entering = _reordered(plan.destination_layout, plan.destination)
+    return _activation_peak(plan, entering, plan.source_layout, plan.source, channels_last, dense)
+
+
+def _activation_peak(
+    plan: Primitive, entering: int, layout: Layout, leaving: int, channels_last: bool, dense: int
+) -> int:
+    """Peak of a kernel that makes an activation, or its gradient, of ``leaving`` bytes in ``layout`` from another."""
     weights = _reordered(plan.weights_layout, plan.weights) + plan.scratchpad
     if channels_last:
         return weights + dense
-    running = weights + _reordered(plan.destination_layout, plan.destination) + plan.source
-    return max(running, _to_dense(plan.source_layout, plan.source, dense))
+    return max(weights + entering + leaving, _to_dense(layout, leaving, dense))
 
 
 def _weight_gradient_peak(plan: Primitive, channels_last: bool, dense: int, bias: int) -> int:
