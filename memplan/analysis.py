@@ -11,7 +11,7 @@ from memplan.memory import Implementation, price
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import Method, method_named
 from memplan.results import Analysis, MethodFootprint, Setting
-from memplan.stock import StockSteps
+from memplan.steps import Steps
 from memplan.subject import Subject, first_batch, shapes, subject_of
 from memplan.units import format_bytes, parse_bytes
 
@@ -68,7 +68,7 @@ def analyze(
     about = subject_of(model, inputs, **subject)
 
     progress(f"building {about.name}")
-    steps = StockSteps(about, device)
+    steps = Steps(about, device)
     setting = setting_of(about, steps, optimizer, implementation_of(foreach, steps.model.device.type))
     rows = []
     started = time.perf_counter()
@@ -89,7 +89,7 @@ def implementation_of(foreach: bool | None, device: str) -> Implementation:
     return "foreach" if foreach else "loop"
 
 
-def setting_of(subject: Subject, steps: StockSteps, optimizer: str, implementation: Implementation) -> Setting:
+def setting_of(subject: Subject, steps: Steps, optimizer: str, implementation: Implementation) -> Setting:
     """Return the record of what is analysed and how its step runs."""
     from memplan.tracing.record import machine_of
 
@@ -118,7 +118,7 @@ def _budget(budget: int | str | None) -> int | None:
 
 
 def _rows(
-    methods: Sequence[Method], k: int | Sequence[int] | None, steps: StockSteps
+    methods: Sequence[Method], k: int | Sequence[int] | None, steps: Steps
 ) -> Iterator[tuple[Method, int | None]]:
     for method in methods:
         if not method.needs_k or k is None or isinstance(k, int):
@@ -127,7 +127,7 @@ def _rows(
             yield from ((method, blocks) for blocks in k)
 
 
-def _notes(subject: Subject, steps: StockSteps, rows: Sequence[MethodFootprint]) -> Iterator[str]:
+def _notes(subject: Subject, steps: Steps, rows: Sequence[MethodFootprint]) -> Iterator[str]:
     if hasattr(subject.module, "_orig_mod"):
         yield "the model is compiled; what is priced is the eager model it was compiled from"
     if not steps.blocks and any(row.k is not None for row in rows):

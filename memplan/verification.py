@@ -12,7 +12,7 @@ from memplan.memory import price
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import method_named
 from memplan.results import MeasuredStep, Verification
-from memplan.stock import StockSteps, choose_trained
+from memplan.steps import Steps, choose_trained
 from memplan.subject import AMP_DTYPES, subject_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def verify(
     chosen = method_named(method)
     about = subject_of(model, inputs, **subject)
     progress(f"recording {about.name}: {method}")
-    stock = StockSteps(about)
+    stock = Steps(about)
     blocks = stock.settled_k(chosen, k)
     device = stock.model.device.type
     implementation = implementation_of(foreach, device)
@@ -86,7 +86,7 @@ def verify(
                 args,
                 kwargs,
                 optimizer=optimizer,
-                foreach=implementation == "foreach",
+                implementation=implementation,
                 steps=steps,
                 loss=about.loss,
                 amp=None if about.amp is None else getattr(torch, AMP_DTYPES[about.amp]),

@@ -11,7 +11,7 @@ import memplan
 PACKAGE = Path(memplan.__file__).parent
 
 #: What may not need torch: everything but these rooms, which run models or import them.
-NEEDS_TORCH = {"tracing", "sources", "transform"}
+NEEDS_TORCH = {"layers", "networks", "sources", "tracing", "transform"}
 
 BLOCK = """
 import sys

@@ -150,13 +150,13 @@ def trace(
     check_k(() if k is None else (k,), (method,))
     with quiet(switches), progress_line() as progress:
         from memplan.methods import method_named
-        from memplan.stock import StockSteps
+        from memplan.steps import Steps
         from memplan.subject import subject_of
 
         subject = subject_of(model, **subject_options(options))
         progress(f"recording {subject.name}: {method}")
         chosen = method_named(method)
-        steps = StockSteps(subject)
+        steps = Steps(subject)
         step = steps.step(chosen, steps.settled_k(chosen, k))
     if json_file is not None:
         from memplan.graph import to_json

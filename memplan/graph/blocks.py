@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 
 from memplan.graph.flow import Flow, Region
 from memplan.graph.records import Block, Layer, Op, Parameter, Storage
+from memplan.graph.step_graph import StepGraph
 
 
 def find_blocks(
@@ -30,6 +32,30 @@ def find_blocks(
         ran = flow.regions[module].ops
         found.append(Block(len(found), layers[module].path, layers[module].type, ran[0], ran[-1]))
     return tuple(found)
+
+
+def located_blocks(graph: StepGraph, blocks: tuple[Block, ...]) -> StepGraph:
+    """Return ``graph`` with the blocks of another recording of the same model, found there by their modules."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    paths = {block.path for block in blocks}
+    for op in graph.ops:
+        if op.phase == "forward":
+            parts = graph.layers[op.layer].path.split(".")
+            for count in range(len(parts), 0, -1):
+                path = ".".join(parts[:count])
+                if path in paths:
+                    first.setdefault(path, op.index)
+                    last[path] = op.index
+                    break
+    found = [block for block in blocks if block.path in first]
+    return replace(
+        graph,
+        blocks=tuple(
+            Block(index, block.path, block.type, first[block.path], last[block.path])
+            for index, block in enumerate(found)
+        ),
+    )
 
 
 def _in_order(modules: Iterable[int], flow: Flow) -> Iterator[int]:

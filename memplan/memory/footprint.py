@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from memplan.graph.records import Phase, Storage
 from memplan.graph.step_graph import StepGraph
+from memplan.memory.arrivals import arrivals, released
 from memplan.memory.optimizers import Implementation, OptimizerRule, optimizer_rule
 from memplan.memory.timeline import Timeline, alive_at, maker, timeline, updated_parameters
 
@@ -56,7 +57,7 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """What stays from step to step, and the batch."""
+    """What stays from step to step, and the batch. Gradients that are released in the backward do not stay."""
 
     parameter_bytes: int
     buffer_bytes: int
@@ -104,12 +105,15 @@ def price(
         UsageError: there is no such optimizer.
     """
     rule = optimizer_rule(optimizer)
+    if implementation == "in-backward":
+        graph = released(graph, arrivals(graph))
     steady = timeline(graph, rule, implementation)
     first = timeline(graph, rule, implementation, first_step=True)
     totals = steady.totals
     roles: dict[str, int] = defaultdict(int)
     for storage in graph.storages:
-        roles[storage.role] += storage.bytes
+        if storage.role != "gradient" or storage.last == len(graph.ops):
+            roles[storage.role] += storage.bytes
     state_bytes = sum(rule.state(graph.storages[p.storage].bytes) for p in updated_parameters(graph))
     return Footprint(
         saved_bytes=graph.saved_bytes,

@@ -9,8 +9,9 @@ from typing import Final, Literal, TypeAlias
 
 from memplan.errors import UsageError, did_you_mean
 
-#: How the update is computed: one parameter after the other, with ``torch._foreach_*`` on lists, or in one kernel.
-Implementation: TypeAlias = Literal["loop", "foreach", "fused"]
+#: How the update is computed: after the backward one parameter after the other, with ``torch._foreach_*`` on lists, or
+#: in one kernel; or inside the backward, each parameter as soon as its gradient is ready, which is then released.
+Implementation: TypeAlias = Literal["loop", "foreach", "fused", "in-backward"]
 
 #: Bytes of the counter that Adam keeps for each parameter: one float32.
 _STEP_BYTES: Final = 4
@@ -45,6 +46,11 @@ def _adam_loop(parameter_bytes: Sequence[int]) -> list[int]:
     return [previous + 2 * size for previous, size in pairwise((0, *parameter_bytes))]
 
 
+def _adam_alone(parameter_bytes: Sequence[int]) -> list[int]:
+    """A square root and its quotient for this parameter; each update has a frame of its own."""
+    return [2 * size for size in parameter_bytes]
+
+
 def _adam_foreach(parameter_bytes: Sequence[int]) -> list[int]:
     """The square roots of all second moments at once."""
     return [sum(parameter_bytes)] if parameter_bytes else []
@@ -54,11 +60,13 @@ _PLAIN: Final[dict[Implementation, Callable[[Sequence[int]], list[int]]]] = {
     "loop": _none,
     "foreach": _none,
     "fused": _none,
+    "in-backward": _none,
 }
 _ADAM: Final[dict[Implementation, Callable[[Sequence[int]], list[int]]]] = {
     "loop": _adam_loop,
     "foreach": _adam_foreach,
     "fused": _none,
+    "in-backward": _adam_alone,
 }
 
 OPTIMIZERS: Final[dict[str, OptimizerRule]] = {

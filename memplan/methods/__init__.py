@@ -1,5 +1,8 @@
 """What trains, and what each layer keeps for it."""
 
-from memplan.methods.stock import METHODS, Method, Scope, method_named
+from memplan.methods.method import Method, Scope
+from memplan.methods.plan import Plan
+from memplan.methods.structure import Structure
+from memplan.methods.table import METHODS, method_named
 
-__all__ = ["METHODS", "Method", "Scope", "method_named"]
+__all__ = ["METHODS", "Method", "Plan", "Scope", "Structure", "method_named"]

@@ -1,41 +1,18 @@
-"""Ways to choose what trains that stock PyTorch runs with ``requires_grad`` alone."""
+"""Ways to choose what trains that stock PyTorch runs with ``requires_grad`` alone; memplan's layers keep less for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
-from memplan.errors import UsageError, did_you_mean
-from memplan.graph.records import Layer, Parameter
+from memplan.graph.records import Parameter
+from memplan.methods.lean import with_lean_layers, with_microbatch
+from memplan.methods.method import Method, Scope, in_head, is_bias
+from memplan.methods.plan import Plan
+from memplan.methods.structure import Structure, is_norm
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """The parts of a model that methods speak of: names of the parameters in the head, and in the k top blocks."""
-
-    layers: tuple[Layer, ...]
-    head: frozenset[str]
-    top: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A named choice of what trains. ``trains`` decides for one parameter, given the parts of its model."""
-
-    name: str
-    trains: Callable[[Parameter, Scope], bool]
-    summary: str
-    source: str
-    needs_k: bool = False
-
-
-def is_norm(layer: Layer) -> bool:
-    """Whether a layer normalises, judged by its class name: BatchNorm2d, LayerNorm, GroupNormAct, RMSNorm ..."""
-    return "norm" in layer.type.lower() and not layer.container
-
-
-def _full(parameter: Parameter, scope: Scope) -> bool:
+def everything(parameter: Parameter, scope: Scope) -> bool:
+    """Every parameter trains."""
     return True
 
 
@@ -43,43 +20,54 @@ def _as_is(parameter: Parameter, scope: Scope) -> bool:
     return parameter.trains
 
 
-def _last(parameter: Parameter, scope: Scope) -> bool:
-    return parameter.name in scope.head
-
-
 def _norm_last(parameter: Parameter, scope: Scope) -> bool:
-    return _last(parameter, scope) or is_norm(scope.layers[parameter.layer])
+    return in_head(parameter, scope) or is_norm(scope.layers[parameter.layer])
 
 
-def _bias_last(parameter: Parameter, scope: Scope) -> bool:
-    return _last(parameter, scope) or parameter.name.rpartition(".")[2].endswith("bias")
+def bias_last(parameter: Parameter, scope: Scope) -> bool:
+    """Biases, norms' shifts and the head train."""
+    return in_head(parameter, scope) or is_bias(parameter)
 
 
-def _top_k(parameter: Parameter, scope: Scope) -> bool:
-    return _last(parameter, scope) or parameter.name in scope.top
+def top_k(parameter: Parameter, scope: Scope) -> bool:
+    """The k top blocks, what runs after them, and the head train."""
+    return in_head(parameter, scope) or parameter.name in scope.top
 
 
-METHODS: Final[dict[str, Method]] = {
-    method.name: method
-    for method in (
-        Method("full", _full, "everything trains", "plain fine-tuning"),
-        Method("norm-last", _norm_last, "norms and the head train", "TinyTL (NeurIPS 2020), FT-Norm+Last"),
-        Method(
-            "bias-last", _bias_last, "biases and the head train", "TinyTL (NeurIPS 2020), bias-only on stock layers"
-        ),
-        Method("top-k", _top_k, "the last k blocks and the head train", "MobileTL (AAAI 2023), vanilla", needs_k=True),
-        Method("last", _last, "the head trains", "TinyTL (NeurIPS 2020), FT-Last"),
-        Method("as-is", _as_is, "what requires a gradient when memplan is given the model", "the user's own choice"),
-    )
-}
+def _with_prefix(plan: Plan, structure: Structure) -> Plan:
+    return with_microbatch(with_lean_layers(plan, structure), structure)
 
 
-def method_named(name: str) -> Method:
-    """Return a method.
-
-    Raises:
-        UsageError: there is no such method.
-    """
-    if name not in METHODS:
-        raise UsageError(f"no method {name!r}{did_you_mean(name, METHODS)}; choose from {', '.join(METHODS)}")
-    return METHODS[name]
+STOCK_METHODS: Final = (
+    Method("full", everything, "everything trains", "plain fine-tuning", treat=with_lean_layers),
+    Method(
+        "norm-last",
+        _norm_last,
+        "norms and the head train",
+        "TinyTL (NeurIPS 2020), FT-Norm+Last",
+        treat=with_lean_layers,
+    ),
+    Method(
+        "bias-last",
+        bias_last,
+        "biases and the head train",
+        "TinyTL (NeurIPS 2020), bias-only on stock layers",
+        treat=with_lean_layers,
+    ),
+    Method(
+        "top-k",
+        top_k,
+        "the last k blocks and the head train",
+        "MobileTL (AAAI 2023), vanilla",
+        needs_k=True,
+        treat=_with_prefix,
+    ),
+    Method("last", in_head, "the head trains", "TinyTL (NeurIPS 2020), FT-Last", treat=_with_prefix),
+    Method(
+        "as-is",
+        _as_is,
+        "what requires a gradient when memplan is given the model",
+        "the user's own choice",
+        treat=with_lean_layers,
+    ),
+)

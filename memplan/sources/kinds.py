@@ -18,6 +18,7 @@ from memplan.sources.records import Request, Source, SourceKind
 ENTRY_POINT_GROUP: Final = "memplan.sources"
 
 BUILT_IN_KINDS: Final[dict[str, str]] = {
+    "memplan": "memplan.sources.from_memplan",
     "torchvision": "memplan.sources.from_torchvision",
     "timm": "memplan.sources.from_timm",
     "hf": "memplan.sources.from_transformers",
@@ -40,6 +41,7 @@ ALIASES: Final[dict[str, str]] = {
     "mobilenet_v3": "torchvision:mobilenet_v3_large",
     "mobilenetv2": "torchvision:mobilenet_v2",
     "mobilenetv3": "torchvision:mobilenet_v3_large",
+    "proxyless_mobile": "memplan:proxyless_mobile",
     "regnet": "torchvision:regnet_y_400mf",
     "resnet": "torchvision:resnet50",
     "roberta": "hf:roberta",
@@ -78,7 +80,7 @@ def resolve_spec(request: Request) -> Source:
 
 
 def resolve_bare_name(name: str, request: Request) -> Source:
-    """Return ``name`` from the first of torchvision, timm and transformers that is installed and knows it."""
+    """Return ``name`` from the first of memplan, torchvision, timm and transformers that knows it."""
     known = list(ALIASES)
     for kind in _installed_kinds():
         names = kind.list_names()

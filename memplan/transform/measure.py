@@ -14,15 +14,17 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils import _pytree as pytree
 
 from memplan.graph.records import Phase
+from memplan.layers.fused_update import FusedUpdate
+from memplan.memory.optimizers import Implementation
 from memplan.tracing.step import Loss, run_step, uncollected
 
 _STEP: Final = "memplan::step"
 
-_OPTIMIZERS: Final[Mapping[str, Callable[..., torch.optim.Optimizer]]] = {
-    "sgd": lambda parameters, **how: torch.optim.SGD(parameters, lr=1e-6, **how),
-    "momentum": lambda parameters, **how: torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, **how),
-    "adam": lambda parameters, **how: torch.optim.Adam(parameters, lr=1e-6, **how),
-    "adamw": lambda parameters, **how: torch.optim.AdamW(parameters, lr=1e-6, **how),
+_OPTIMIZERS: Final[Mapping[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]]] = {
+    "sgd": (torch.optim.SGD, {}),
+    "momentum": (torch.optim.SGD, {"momentum": 0.9}),
+    "adam": (torch.optim.Adam, {}),
+    "adamw": (torch.optim.AdamW, {}),
 }
 
 
@@ -40,7 +42,7 @@ def measure(
     kwargs: Mapping[str, Any],
     *,
     optimizer: str,
-    foreach: bool,
+    implementation: Implementation,
     steps: int = 2,
     loss: Loss | None = None,
     amp: torch.dtype | None = None,
@@ -55,7 +57,7 @@ def measure(
     for parameter in model.parameters():
         parameter.grad = None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    update = _OPTIMIZERS[optimizer](trained, foreach=foreach) if trained else None
+    update = optimizer_of(optimizer, trained, implementation) if trained else None
 
     def step() -> None:
         if update is not None:
@@ -69,6 +71,17 @@ def measure(
     with uncollected():
         peaks = _cuda_peaks(step, steps) if device == "cuda" else _cpu_peaks(step, steps, _bytes(model, args, kwargs))
     return Measurement(saved_bytes, tuple(peaks))
+
+
+def optimizer_of(
+    name: str, parameters: Sequence[torch.Tensor], implementation: Implementation
+) -> torch.optim.Optimizer:
+    """Return a real optimizer that hardly moves ``parameters``, updating them as ``implementation`` says."""
+    kind, options = _OPTIMIZERS[name]
+    if implementation == "in-backward":
+        return FusedUpdate(kind, parameters, lr=1e-6, **options)
+    how: dict[str, Any] = {"foreach": implementation == "foreach", "fused": implementation == "fused"}
+    return kind(parameters, lr=1e-6, **options, **how)  # type: ignore[call-arg]  # what the three have in common
 
 
 def saved_on_a_real_step(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memplan.memory.optimizers import OPTIMIZERS
-from memplan.transform.measure import _OPTIMIZERS
+from memplan.transform.measure import optimizer_of
 
 # Sizes fall and rise, so that the previous parameter's temporary is sometimes the larger one.
 SIZES = (1000, 40_000, 30_000, 5, 20_000, 25_000)
@@ -18,8 +18,7 @@ def test_state_and_transients_are_those_of_torch(name: str, implementation: str)
     parameters = [torch.nn.Parameter(torch.ones(size)) for size in SIZES]
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    how = {"fused": True} if implementation == "fused" else {"foreach": implementation == "foreach"}
-    optimizer = _OPTIMIZERS[name](parameters, **how)
+    optimizer = optimizer_of(name, parameters, implementation)
     optimizer.step()
 
     state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]

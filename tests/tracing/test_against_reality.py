@@ -23,7 +23,7 @@ def test_saved_bytes_are_equal_and_the_peak_within_tolerance(name: str, optimize
     predicted = price(record.step, optimizer)
 
     args, kwargs = forward_of(inputs)
-    measured = measure(model, args, kwargs, optimizer=optimizer, foreach=False, steps=3)
+    measured = measure(model, args, kwargs, optimizer=optimizer, implementation="loop", steps=3)
 
     assert predicted.saved_bytes == measured.saved_bytes
     first, second, third = measured.peak_bytes

@@ -389,6 +389,6 @@ def test_a_step_saves_the_same_bytes_and_peaks_within_one_percent(name: str) -> 
     torch.manual_seed(0)
     model, value = make(), torch.randn(shape)
     predicted = price(trace(model, value, loss=loss).step, "sgd")
-    measured = measure(model, (value,), {}, optimizer="sgd", foreach=False, steps=3, loss=loss)
+    measured = measure(model, (value,), {}, optimizer="sgd", implementation="loop", steps=3, loss=loss)
     assert predicted.saved_bytes == measured.saved_bytes
     assert predicted.peak_bytes == pytest.approx(measured.peak_bytes[1], rel=0.01, abs=512)

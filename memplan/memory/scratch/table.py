@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.graph.records import Argument, Machine, TensorView
-from memplan.memory.scratch import attention, elementwise, matrices, normalization, recurrent, resampling
+from memplan.memory.scratch import attention, elementwise, masks, matrices, normalization, recurrent, resampling
 from memplan.memory.scratch.convolution import convolution, convolution_backward
 
 Formula = Callable[[tuple[Argument, ...], tuple[TensorView | None, ...], Machine], int]
@@ -83,6 +83,13 @@ FORMULAS: dict[str, Formula] = {
     "aten._upsample_bilinear2d_aa_backward.default": resampling.dense_gradient,
     "aten._upsample_bicubic2d_aa.default": resampling.antialiased,
     "aten._upsample_bicubic2d_aa_backward.default": resampling.dense_gradient,
+    "aten.max_pool2d_with_indices_backward.grad_input": resampling.pool_backward,
+    "aten.adaptive_max_pool2d_backward.grad_input": resampling.pool_backward,
+    # masks
+    "memplan.pack_mask.default": masks.pack_mask,
+    "memplan.apply_mask.default": masks.apply_mask,
+    "memplan.pack_window.default": masks.pack_window,
+    "memplan.unpack_window.default": masks.unpack_window,
 }
 
 

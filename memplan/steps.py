@@ -1,28 +1,40 @@
-"""Steps of stock PyTorch: one model on fake tensors, recorded anew for each choice of what trains."""
+"""Steps of one model on fake tensors: under stock PyTorch for each choice of what trains, and as memplan runs it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from memplan.errors import AnalysisError, MemplanError, UsageError
-from memplan.graph.blocks import find_blocks
+from memplan.graph.blocks import find_blocks, located_blocks
 from memplan.graph.head import head_layers, layers_above, parameters_used
 from memplan.graph.records import Block
 from memplan.graph.step_graph import StepGraph
-from memplan.methods import Method, Scope
-from memplan.subject import AMP_DTYPES, Subject
+from memplan.memory import Implementation, price
+from memplan.methods import Method, Plan, Scope, Structure
+from memplan.methods.cut import schedule
+from memplan.methods.plan import Microbatch
+from memplan.subject import AMP_DTYPES, Subject, first_batch
 
 if TYPE_CHECKING:
     from torch import nn
 
-#: Blocks that ``top-k`` trains when k is not given, or all of them in a model that has fewer.
+#: Blocks that train when k is not given, or all of them in a model that has fewer.
 DEFAULT_K: Final = 5
 
 
-class StockSteps:
-    """Records the steps of one subject under stock PyTorch, each choice of what trains once.
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A plan, the step it gives when memplan runs it, and how its optimizer updates."""
+
+    plan: Plan
+    step: StepGraph
+    implementation: Implementation
+
+
+class Steps:
+    """Records the steps of one subject, each choice of what trains once.
 
     The blocks are found on the first recording; where a method needs them before there is one, the forward alone is
     recorded.
@@ -55,6 +67,7 @@ class StockSteps:
         self._amp = None if subject.amp is None else getattr(torch, AMP_DTYPES[subject.amp])
         self._own = frozenset(name for name, tensor in self.model.module.named_parameters() if tensor.requires_grad)
         self._structure: StepGraph | None = None
+        self._recorded: dict[frozenset[str], StepGraph] = {}
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -87,20 +100,99 @@ class StockSteps:
         return chosen
 
     def step(self, method: Method, k: int | None = None) -> StepGraph:
-        """Return the recorded step of ``method``.
+        """Return the recorded step of ``method`` under stock PyTorch.
 
         Raises:
             UsageError, AnalysisError: see :meth:`trained`; or the model's step cannot be recorded.
         """
-        graph = self._record(self.trained(method, k))
+        trained = self.trained(method, k)
+        if trained not in self._recorded:
+            self._recorded[trained] = self._record(trained)
+        graph = self._recorded[trained]
         if self._structure is None:
             self._structure = _with_blocks(graph)
-        return replace(graph, blocks=self._structure.blocks)
+        return located_blocks(graph, self._structure.blocks)
+
+    def planned(
+        self,
+        method: Method,
+        k: int | None = None,
+        *,
+        optimizer: str = "sgd",
+        implementation: Implementation = "loop",
+    ) -> PlannedStep:
+        """Return the plan of ``method`` and its step as memplan runs it, recorded from the planned model.
+
+        Raises:
+            UsageError, AnalysisError: see :meth:`trained`; or the step cannot be recorded.
+        """
+        stock = self.step(method, k)
+        plan = Plan(method.name, k, tuple(p.name for p in stock.parameters if p.trains), method.gradients)
+        if method.treat is not None:
+            plan = method.treat(plan, Structure(stock, k if method.needs_k else None))
+        step = self.run(plan)
+        if plan.microbatch is not None:
+            plan, step = self._in_parts(plan, step, stock)
+        if method.recomputes:
+            plan = replace(plan, schedule=schedule(located_blocks(step, stock.blocks)))
+            step = self.run(plan)
+        if plan.fused_update:
+            early, late = (price(step, optimizer, how, alive=0).peak_bytes for how in ("in-backward", implementation))
+            if late < early:
+                note = f"fused-update is left out: {optimizer}'s temporaries would meet more activations in the backward"
+                plan = replace(plan, fused_update=False, notes=(*plan.notes, note))
+        return PlannedStep(plan, step, "in-backward" if plan.fused_update else implementation)
+
+    def run(self, plan: Plan) -> StepGraph:
+        """Return the recorded step of the model as ``plan`` makes it.
+
+        Raises:
+            AnalysisError: the plan is for another model, or its step cannot be recorded.
+        """
+        from memplan.transform.apply import apply_, restore_
+
+        module = self.model.module
+        with self.model.mode:
+            apply_(module, plan)
+        try:
+            return self._recording()
+        finally:
+            with self.model.mode:
+                restore_(module, keep_branches=False)
+
+    def _in_parts(self, plan: Plan, step: StepGraph, stock: StepGraph) -> tuple[Plan, StepGraph]:
+        """Return the plan with as many samples in a part as the rest of the step leaves room for, and its step."""
+        assert plan.microbatch is not None
+        shapes = [[view.shape for op in graph.ops if op.phase == "loss" for view in op.inputs] for graph in (step, stock)]
+        if shapes[0] != shapes[1]:
+            note = "the frozen prefix runs as one batch: the model's result depends on its batch size elsewhere"
+            plan = replace(plan, microbatch=None, notes=(*plan.notes, note))
+            return plan, self.run(plan)
+        batch = first_batch(self.model.args, self.model.kwargs) or 1
+        totals = price(step, alive=0).timeline.totals
+        inside = f"{plan.microbatch.boundary}."
+        ends = [
+            op.index
+            for op in step.ops
+            if op.phase == "forward" and f"{step.layers[op.layer].path}.".startswith(inside)
+        ]
+        rest, prefix, before = max(totals[ends[-1] + 1 :]), max(totals[: ends[-1] + 1]), totals[0]
+        samples = min(batch, int((rest - before) / max(prefix - before, 1)))
+        if samples <= 1:
+            return plan, step
+        larger = replace(plan, microbatch=Microbatch(plan.microbatch.boundary, samples))
+        wider = self.run(larger)
+        if max(price(wider, alive=0).timeline.totals) <= max(totals):
+            return larger, wider
+        return plan, step
 
     def _record(self, trained: frozenset[str]) -> StepGraph:
+        choose_trained(self.model.module, trained)
+        return self._recording()
+
+    def _recording(self) -> StepGraph:
         from memplan.tracing import record_step
 
-        choose_trained(self.model.module, trained)
         graph = record_step(self.model, loss=self._loss, amp=self._amp).step
         for problem in mixed_dtypes(graph):
             raise AnalysisError(f"{problem}; check the dtype of the inputs")
@@ -115,6 +207,7 @@ class StockSteps:
         count = len(graph.blocks)
         if method.needs_k and (k is None or not 0 <= k <= count):
             raise UsageError(f"k must be from 0 to {count}, the blocks of this model, not {k}")
+        internal = Structure(graph, k).internal_norms if method.needs_k else frozenset()
         head = frozenset(head_layers(graph.layers, graph.ops, graph.storages, graph.parameters, graph.blocks))
         above = frozenset(layers_above(k or 0, graph.blocks, graph.ops, graph.parameters))
         return Scope(
@@ -122,6 +215,7 @@ class StockSteps:
             # A weight tied to an embedding bears the embedding's name, and is the head's all the same.
             head=frozenset(graph.parameters[i].name for i in parameters_used(graph.ops, graph.parameters, layers=head)),
             top=frozenset(parameter.name for parameter in graph.parameters if parameter.layer in above),
+            internal_norms=internal,
         )
 
 

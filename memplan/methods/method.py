@@ -1,0 +1,63 @@
+"""A method: a named choice of what trains, and of the treatments that deliver its savings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from memplan.graph.records import Layer, Parameter
+from memplan.methods.plan import Gradients, Plan
+from memplan.methods.structure import Structure
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The parts of a model that methods speak of.
+
+    ``head`` and ``top`` are names of parameters, in the head and in the k top blocks; ``internal_norms`` are layers.
+    """
+
+    layers: tuple[Layer, ...]
+    head: frozenset[str]
+    top: frozenset[str]
+    internal_norms: frozenset[int] = frozenset()
+
+
+#: Decides for one parameter whether it trains, given the parts of its model.
+Choice: TypeAlias = Callable[[Parameter, Scope], bool]
+
+#: Completes a plan that says what trains, for a model recorded under stock PyTorch with just that training.
+Treat: TypeAlias = Callable[[Plan, Structure], Plan]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A named way to fine-tune.
+
+    ``trains`` decides for one parameter; ``treat`` adds what memplan's runner does to the layers, ``None`` for nothing.
+    ``flags`` says whether stock PyTorch can run the method with ``requires_grad`` alone; ``recomputes`` whether a
+    schedule of recomputation is to be found, ``prefix`` whether the frozen prefix runs in eval mode, and in parts.
+    """
+
+    name: str
+    trains: Choice
+    summary: str
+    source: str
+    needs_k: bool = False
+    treat: Treat | None = None
+    gradients: Gradients = "exact"
+    changes: str = "nothing"
+    needs: str = "nothing"
+    flags: bool = True
+    recomputes: bool = False
+
+
+def in_head(parameter: Parameter, scope: Scope) -> bool:
+    """Whether a parameter belongs to the head."""
+    return parameter.name in scope.head
+
+
+def is_bias(parameter: Parameter) -> bool:
+    """Whether a parameter is a bias or a norm's shift, judged by its name."""
+    return parameter.name.rpartition(".")[2].endswith("bias")

@@ -1,0 +1,1 @@
+"""Networks that the published systems use and no library has."""
