@@ -14,23 +14,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memplan.analysis import analyze
+    from memplan.application import apply, optimizer, restore, trained_parameters
     from memplan.errors import AnalysisError, MemplanError, UsageError
     from memplan.graph.step_graph import StepGraph
     from memplan.memory.footprint import Footprint
+    from memplan.methods import Method, Plan
+    from memplan.methods.treatments.record import Treatment
     from memplan.results import Analysis, Verification
+    from memplan.layers.fused_update import FusedUpdate
     from memplan.tracing.record import StepRecord, trace
+    from memplan.transform.apply import plan_of
     from memplan.verification import verify
 
 _HOMES = {
     "analyze": "memplan.analysis",
+    "apply": "memplan.application",
+    "optimizer": "memplan.application",
+    "plan_of": "memplan.transform.apply",
+    "restore": "memplan.application",
     "trace": "memplan.tracing.record",
+    "trained_parameters": "memplan.application",
     "verify": "memplan.verification",
     "Analysis": "memplan.results",
     "AnalysisError": "memplan.errors",
     "Footprint": "memplan.memory.footprint",
+    "FusedUpdate": "memplan.layers.fused_update",
     "MemplanError": "memplan.errors",
+    "Method": "memplan.methods",
+    "Plan": "memplan.methods",
     "StepGraph": "memplan.graph.step_graph",
     "StepRecord": "memplan.tracing.record",
+    "Treatment": "memplan.methods.treatments.record",
     "UsageError": "memplan.errors",
     "Verification": "memplan.results",
 }
@@ -41,13 +55,22 @@ __all__ = [
     "Analysis",
     "AnalysisError",
     "Footprint",
+    "FusedUpdate",
     "MemplanError",
+    "Method",
+    "Plan",
     "StepGraph",
     "StepRecord",
+    "Treatment",
     "UsageError",
     "Verification",
     "analyze",
+    "apply",
+    "optimizer",
+    "plan_of",
+    "restore",
     "trace",
+    "trained_parameters",
     "verify",
 ]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from memplan.errors import UsageError, did_you_mean
 from memplan.memory import Implementation, price
 from memplan.memory.optimizers import optimizer_rule
-from memplan.methods import Method, method_named
+from memplan.memory.accounting import ACCOUNTINGS, account
+from memplan.methods import METHODS, Method, method_named
 from memplan.results import Analysis, MethodFootprint, Setting
 from memplan.steps import Steps
 from memplan.subject import Subject, first_batch, shapes, subject_of
@@ -18,18 +19,24 @@ from memplan.units import format_bytes, parse_bytes
 if TYPE_CHECKING:
     from torch import nn
 
-RUNNERS = ("stock",)
+#: Who runs the step: PyTorch as it is, or what ``memplan.apply`` gives.
+RUNNERS: Final = ("stock", "memplan")
+
+#: Values of k that are shown where several are.
+SHOWN_K: Final = (1, 3, 5)
 
 
 def analyze(
     model: str | nn.Module,
     inputs: Any = None,
     *,
-    methods: Sequence[str] = ("full",),
+    methods: Sequence[str] | Literal["all"] = ("full",),
     k: int | Sequence[int] | None = None,
     optimizer: str = "sgd",
     foreach: bool | None = None,
-    runner: str = "stock",
+    runner: str | None = None,
+    treatments: Sequence[str] = (),
+    accounting: str | None = None,
     budget: int | str | None = None,
     device: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -42,11 +49,14 @@ def analyze(
     Args:
         model: a spec such as ``"mobilenet_v3"``, or a module.
         inputs: for a module, what its forward takes: a tensor, a tuple, or a dict of keyword arguments.
-        methods: names of what trains: ``full``, ``norm-last``, ``bias-last``, ``top-k``, ``last``, ``as-is``.
-        k: blocks that ``top-k`` trains, counted from the output; several give a row each.
+        methods: names of methods, or ``"all"`` for each of them under each runner.
+        k: blocks that ``top-k`` and ``mobiletl`` train, counted from the output; several give a row each.
         optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
         foreach: whether the optimizer updates all parameters together; ``None`` is PyTorch's default for the device.
-        runner: who runs the step; ``stock`` is PyTorch as it is.
+        runner: who runs the step: ``stock`` is PyTorch as it is, ``memplan`` what :func:`memplan.apply` gives, ``both``
+            a row for each. By default stock for what it can run with ``requires_grad`` alone, memplan for the rest.
+        treatments: further treatments of all layers under memplan's runner, such as ``frozen-int8``.
+        accounting: a published way to count beside the real bytes: ``tinytl`` or ``mobiletl``.
         budget: bytes, or text such as ``"64MB"``, that the allocator's peak must not exceed.
         device: where the step would run; by default where the model is, the CPU for a spec.
         progress: told what is being done, for whoever shows it.
@@ -60,9 +70,14 @@ def analyze(
     """
     budget_bytes = _budget(budget)
     optimizer_rule(optimizer)
-    if runner not in RUNNERS:
-        raise UsageError(f"no runner {runner!r}{did_you_mean(runner, RUNNERS)}; choose one of {', '.join(RUNNERS)}")
-    chosen = [method_named(name) for name in methods]
+    if runner not in (None, *RUNNERS, "both"):
+        raise UsageError(f"no runner {runner!r}{did_you_mean(str(runner), RUNNERS)}; choose stock, memplan or both")
+    if accounting is not None and accounting not in ACCOUNTINGS:
+        hint = did_you_mean(accounting, ACCOUNTINGS)
+        raise UsageError(f"no accounting {accounting!r}{hint}; choose one of {', '.join(ACCOUNTINGS)}")
+    everything = methods == "all"
+    chosen = [METHODS[name] for name in METHODS if name != "as-is"] if everything else [method_named(n) for n in methods]
+    runner = "both" if everything and runner is None else runner
     if not chosen:
         raise UsageError("no method is given; name one or more, such as full")
     about = subject_of(model, inputs, **subject)
@@ -72,12 +87,23 @@ def analyze(
     setting = setting_of(about, steps, optimizer, implementation_of(foreach, steps.model.device.type))
     rows = []
     started = time.perf_counter()
-    for method, blocks in _rows(chosen, k, steps):
-        progress(f"recording {about.name}: {method.name}")
-        step = steps.step(method, blocks)
-        footprint = price(step, optimizer, setting.implementation, alive=len(step.storages))
+    for method, blocks, who in _rows(chosen, k, runner, steps, several=everything):
+        progress(f"recording {about.name}: {who} {method.name}")
+        how: Implementation = setting.implementation
+        if who == "memplan":
+            planned = steps.planned(method, blocks, treatments=treatments, optimizer=optimizer, implementation=how)
+            step, plan, how = planned.step, planned.plan, planned.implementation
+        else:
+            step, plan = steps.step(method, blocks), None
+        footprint = price(step, optimizer, how, alive=len(step.storages))
         fits = None if budget_bytes is None else footprint.peak_bytes <= budget_bytes
-        rows.append(MethodFootprint(method.name, blocks, runner, footprint, fits))
+        counted = None
+        if accounting is not None:
+            counted = account(steps.step(method, blocks), accounting, masked=plan is not None)
+        gradients = "exact" if plan is None else plan.gradients
+        rows.append(
+            MethodFootprint(method.name, blocks, who, footprint, fits, gradients, how, plan=plan, accounted=counted)
+        )
     seconds = time.perf_counter() - started
     return Analysis(setting, steps.blocks, budget_bytes, tuple(rows), seconds, tuple(_notes(about, steps, rows)))
 
@@ -118,13 +144,46 @@ def _budget(budget: int | str | None) -> int | None:
 
 
 def _rows(
-    methods: Sequence[Method], k: int | Sequence[int] | None, steps: Steps
-) -> Iterator[tuple[Method, int | None]]:
-    for method in methods:
-        if not method.needs_k or k is None or isinstance(k, int):
-            yield method, steps.settled_k(method, k if isinstance(k, int) else None)
-        else:
-            yield from ((method, blocks) for blocks in k)
+    methods: Sequence[Method],
+    k: int | Sequence[int] | None,
+    runner: str | None,
+    steps: Steps,
+    *,
+    several: bool,
+) -> Iterator[tuple[Method, int | None, str]]:
+    """Yield what is shown, stock PyTorch's rows first: a method, its k, and who runs it."""
+    for who in RUNNERS:
+        for method in methods:
+            if who not in runners_of(method, runner):
+                continue
+            for blocks in _ks(method, k, steps, several=several):
+                yield method, blocks, who
+
+
+def runners_of(method: Method, runner: str | None = None) -> tuple[str, ...]:
+    """Return who runs ``method``, as asked, or by default.
+
+    Raises:
+        UsageError: stock PyTorch is asked for, and cannot run it.
+    """
+    if runner == "stock" and not method.flags:
+        raise UsageError(f"stock PyTorch cannot run {method.name} by requires_grad alone; leave out the runner")
+    if runner is None:
+        return ("stock",) if method.flags else ("memplan",)
+    return (("stock",) if method.flags else ()) + ("memplan",) if runner == "both" else (runner,)
+
+
+def _ks(
+    method: Method, k: int | Sequence[int] | None, steps: Steps, *, several: bool
+) -> Iterator[int | None]:
+    if not method.needs_k:
+        yield None
+    elif k is None and several:
+        yield from sorted({min(count, len(steps.blocks)) for count in SHOWN_K})
+    elif k is None or isinstance(k, int):
+        yield steps.settled_k(method, k)
+    else:
+        yield from k
 
 
 def _notes(subject: Subject, steps: Steps, rows: Sequence[MethodFootprint]) -> Iterator[str]:
@@ -133,6 +192,8 @@ def _notes(subject: Subject, steps: Steps, rows: Sequence[MethodFootprint]) -> I
     if not steps.blocks and any(row.k is not None for row in rows):
         yield "the model has no blocks, so that top-k trains the head alone"
     for row in rows:
+        for note in () if row.plan is None else row.plan.notes:
+            yield f"{row.label}: {note}"
         kept = row.footprint.unhooked_bytes
         if kept:
             size = format_bytes(kept, unit="MB" if kept >= 100_000 else "KB")

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from memplan.graph.records import Block, Machine
 from memplan.memory import Footprint, Implementation
+from memplan.memory.accounting import Accounted
+from memplan.methods import Plan
+from memplan.methods.plan import Gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +29,22 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class MethodFootprint:
-    """The footprint of one method; ``fits`` is ``None`` when no budget was given."""
+    """The footprint of one method; ``fits`` is ``None`` when no budget was given.
+
+    ``runner`` is who runs the step: ``stock`` is PyTorch with ``requires_grad`` alone, ``memplan`` what
+    :func:`memplan.apply` gives, by ``plan``. ``gradients`` says whether they are those of plain training of the same
+    parameters, ``implementation`` how the optimizer updates. ``accounted`` is a published way to count, if asked for.
+    """
 
     name: str
     k: int | None
     runner: str
     footprint: Footprint
     fits: bool | None
+    gradients: Gradients = "exact"
+    implementation: Implementation = "loop"
+    plan: Plan | None = None
+    accounted: Accounted | None = None
 
     @property
     def label(self) -> str:
@@ -65,9 +77,12 @@ class Analysis:
         return tuple(dict.fromkeys(text for method in self.methods for text in method.footprint.unpriced))
 
     def __getitem__(self, label: str) -> Footprint:
-        """Return the footprint of the method with this name or label."""
+        """Return the footprint of the method with this name or label, or with its runner before it (``memplan last``).
+
+        Without a runner, stock PyTorch's comes first.
+        """
         for method in self.methods:
-            if label in (method.name, method.label):
+            if label in (method.name, method.label, f"{method.runner} {method.name}", f"{method.runner} {method.label}"):
                 return method.footprint
         raise KeyError(label)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -13,8 +13,10 @@ from memplan.graph.records import Block
 from memplan.graph.step_graph import StepGraph
 from memplan.memory import Implementation, price
 from memplan.methods import Method, Plan, Scope, Structure
-from memplan.methods.cut import schedule
+from memplan.methods.lean import with_everywhere
 from memplan.methods.plan import Microbatch
+from memplan.methods.recomputation import bounded_schedule
+from memplan.methods.treatments import treatment_named
 from memplan.subject import AMP_DTYPES, Subject, first_batch
 
 if TYPE_CHECKING:
@@ -118,10 +120,13 @@ class Steps:
         method: Method,
         k: int | None = None,
         *,
+        treatments: Sequence[str] = (),
         optimizer: str = "sgd",
         implementation: Implementation = "loop",
     ) -> PlannedStep:
         """Return the plan of ``method`` and its step as memplan runs it, recorded from the planned model.
+
+        ``treatments`` are given to all layers beside the method's own.
 
         Raises:
             UsageError, AnalysisError: see :meth:`trained`; or the step cannot be recorded.
@@ -130,11 +135,13 @@ class Steps:
         plan = Plan(method.name, k, tuple(p.name for p in stock.parameters if p.trains), method.gradients)
         if method.treat is not None:
             plan = method.treat(plan, Structure(stock, k if method.needs_k else None))
+        for name in treatments:
+            plan = with_everywhere(plan, treatment_named(name), stock)
         step = self.run(plan)
         if plan.microbatch is not None:
             plan, step = self._in_parts(plan, step, stock)
         if method.recomputes:
-            plan = replace(plan, schedule=schedule(located_blocks(step, stock.blocks)))
+            plan = replace(plan, schedule=bounded_schedule(located_blocks(step, stock.blocks)))
             step = self.run(plan)
         if plan.fused_update:
             early, late = (price(step, optimizer, how, alive=0).peak_bytes for how in ("in-backward", implementation))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from memplan.analysis import implementation_of, setting_of
+from memplan.analysis import implementation_of, runners_of, setting_of
 from memplan.errors import AnalysisError, UsageError
 from memplan.memory import price
 from memplan.memory.optimizers import optimizer_rule
@@ -28,6 +28,8 @@ def verify(
     *,
     method: str = "full",
     k: int | None = None,
+    runner: str | None = None,
+    treatments: Sequence[str] = (),
     optimizer: str = "sgd",
     foreach: bool | None = None,
     steps: int = 2,
@@ -43,7 +45,9 @@ def verify(
     Args:
         model: a spec, or a module with ``inputs``; as for :func:`memplan.analyze`.
         method: what trains.
-        k: blocks that ``top-k`` trains.
+        k: blocks that train, for methods that take it.
+        runner: ``stock`` or ``memplan``; by default stock for what it can run with ``requires_grad`` alone.
+        treatments: further treatments of all layers under memplan's runner.
         steps: real steps to run, at least 2: the second has gradients' and optimizer state's true company.
         rss: measure the process's high-water mark too.
         seed: for the random weights and inputs; the caller's random state is put back.
@@ -55,6 +59,7 @@ def verify(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
+    from memplan.transform.apply import apply_
     from memplan.transform.measure import high_water_mark, measure, reset_high_water_mark
 
     if steps < 2:
@@ -65,13 +70,21 @@ def verify(
     chosen = method_named(method)
     about = subject_of(model, inputs, **subject)
     progress(f"recording {about.name}: {method}")
-    stock = Steps(about)
-    blocks = stock.settled_k(chosen, k)
-    device = stock.model.device.type
+    recorded = Steps(about)
+    blocks = recorded.settled_k(chosen, k)
+    device = recorded.model.device.type
     implementation = implementation_of(foreach, device)
-    footprint = price(stock.step(chosen, blocks), optimizer, implementation)
-    trained = stock.trained(chosen, blocks)
-    setting = setting_of(about, stock, optimizer, implementation)
+    (who,) = runners_of(chosen, runner)
+    if who == "memplan":
+        planned = recorded.planned(
+            chosen, blocks, treatments=treatments, optimizer=optimizer, implementation=implementation
+        )
+        step, plan, implementation = planned.step, planned.plan, planned.implementation
+    else:
+        step, plan = recorded.step(chosen, blocks), None
+    footprint = price(step, optimizer, implementation)
+    trained = recorded.trained(chosen, blocks)
+    setting = setting_of(about, recorded, optimizer, implementation)
 
     progress(f"running {steps} real steps of {about.name}")
     reset_high_water_mark()
@@ -79,7 +92,10 @@ def verify(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module, args, kwargs = about.built("cpu")
-        choose_trained(module, trained)
+        if plan is None:
+            choose_trained(module, trained)
+        else:
+            apply_(module, plan)
         try:
             measured = measure(
                 module,
@@ -111,4 +127,6 @@ def verify(
         tolerance=TOLERANCE,
         rss_bytes=high_water_mark() if rss else None,
         rss_before_bytes=before,
+        runner=who,
+        notes=() if plan is None else plan.notes,
     )

@@ -194,6 +194,15 @@ class FusedUpdate(torch.optim.Optimizer):
         return plain
 
 
+def optimizer_class(kind: type[torch.optim.Optimizer] | str) -> type[torch.optim.Optimizer]:
+    """Return the class that ``sgd``, ``adam`` or ``adamw`` names, or ``kind`` itself.
+
+    Raises:
+        UsageError: there is no such optimizer.
+    """
+    return _kind(kind) if isinstance(kind, str) else kind
+
+
 def _kind(optimizer: type[torch.optim.Optimizer] | str) -> type[torch.optim.Optimizer]:
     if isinstance(optimizer, str):
         if optimizer in _KINDS:

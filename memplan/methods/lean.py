@@ -7,10 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
+from memplan.errors import UsageError
 from memplan.graph.records import Op
+from memplan.graph.step_graph import StepGraph
 from memplan.methods.plan import Microbatch, Plan, TreatedLayer
 from memplan.methods.structure import CONVOLUTION, Structure
 from memplan.methods.treatments.bitmask import TREATMENT as BITMASK
+from memplan.methods.treatments.frozen_int8 import TREATMENT as FROZEN_INT8
+from memplan.methods.treatments.record import Treatment
 
 LEAN: Final = "lean-frozen"
 MASK: Final = BITMASK.name
@@ -29,6 +33,56 @@ def with_lean_layers(plan: Plan, structure: Structure, *, everywhere: bool = Fal
     names = (LEAN, MASK) if frozen else (MASK,)
     treated = merged((*root, *(TreatedLayer(path, names) for path in paths)), plan.layers)
     return replace(plan, layers=treated)
+
+
+def with_everywhere(plan: Plan, treatment: Treatment, graph: StepGraph) -> Plan:
+    """Return ``plan`` with one more treatment of all layers, tried before those it has; or a note where it has no use.
+
+    Raises:
+        UsageError: the treatment is not one of single layers.
+    """
+    name = treatment.name
+    if name == FROZEN_INT8.name:
+        layers = tuple(_frozen_weights(plan, graph))
+        note = () if layers else (f"{name} does not apply: no convolution or linear layer is frozen",)
+        return replace(plan, int8=layers, gradients="approximate", notes=(*plan.notes, *note))
+    if not treatment.saved:
+        raise UsageError(f"{name} is no treatment of single layers; choose a method that has it")
+    treated = tuple(replace(entry, treatments=(name, *entry.treatments)) for entry in plan.layers)
+    root = () if any(not entry.path for entry in treated) else (TreatedLayer("", (name,)),)
+    return replace(
+        plan,
+        layers=merged(root, treated),
+        gradients=plan.gradients if treatment.lossless else "approximate",
+    )
+
+
+def _frozen_weights(plan: Plan, graph: StepGraph) -> Iterator[str]:
+    """Yield the layers of torch's own classes whose weight is frozen and their own alone."""
+    trained = frozenset(plan.trained)
+    for parameter in graph.parameters:
+        layer = graph.layers[parameter.layer]
+        own = parameter.name == f"{layer.path}.weight"
+        if own and layer.type in INT8_LAYERS and parameter.name not in trained and layer.path not in _tied(graph):
+            yield layer.path
+
+
+def _tied(graph: StepGraph) -> frozenset[str]:
+    """Return the layers whose parameters other layers read too."""
+    readers: dict[int, set[int]] = defaultdict(set)
+    for op in graph.ops:
+        if op.phase == "forward":
+            for view in op.inputs:
+                readers[view.storage].add(op.layer)
+    return frozenset(
+        graph.layers[parameter.layer].path for parameter in graph.parameters if len(readers[parameter.storage]) > 1
+    )
+
+
+#: Classes of torch.nn whose weight can be stored in 8 bits.
+INT8_LAYERS: Final = frozenset(
+    {"Linear", *(f"Conv{kind}{axes}d" for kind in ("", "Transpose") for axes in (1, 2, 3))}
+)
 
 
 def merged(first: Iterable[TreatedLayer], second: Iterable[TreatedLayer]) -> tuple[TreatedLayer, ...]:

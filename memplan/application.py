@@ -1,0 +1,136 @@
+"""apply and restore: a model that trains as a plan says, and the plain model back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from memplan.errors import AnalysisError, UsageError
+from memplan.methods import Method, Plan, method_named
+from memplan.steps import Steps
+from memplan.subject import Subject, subject_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def apply(
+    model: str | nn.Module,
+    method: str | Method | Plan,
+    inputs: Any = None,
+    *,
+    k: int | None = None,
+    treatments: Sequence[str] = (),
+    optimizer: str = "sgd",
+    **subject: Any,
+) -> nn.Module:
+    """Return a copy of ``model`` that trains as ``method`` says and keeps what :func:`memplan.analyze` prices for it.
+
+    The copy has the same class, forward and parameters, so that it trains in any loop, and is saved, loaded, copied,
+    moved and exported as the original; ``requires_grad`` is set. ``memplan.trained_parameters`` gives what its optimizer
+    updates, ``memplan.optimizer`` an optimizer that fits the plan, :func:`restore` the plain model back.
+
+    Args:
+        model: a module, which is not changed, or a spec.
+        method: a method's name, a :class:`memplan.methods.Method` of your own, or a plan.
+        inputs: for a module and a method, what its forward takes: the plan is made on a recording.
+        k: how many of the top blocks train, for methods that take it; 5 by default.
+        treatments: further treatments of all layers, such as ``frozen-int8``.
+        optimizer: who will update; it decides whether updates during the backward help.
+        **subject: see :func:`memplan.subject.subject_of`.
+
+    Raises:
+        UsageError: a name or number that cannot be understood; a plan is applied already.
+        AnalysisError: the model cannot be recorded, or the plan is for another model.
+    """
+    from memplan.transform.apply import apply_, plan_of
+
+    if not isinstance(model, str) and callable(getattr(model, "named_parameters", None)) and plan_of(model) is not None:
+        raise UsageError(f"a plan is applied to this {type(model).__name__} already; memplan.restore it first")
+    if isinstance(method, Plan) and inputs is None and not isinstance(model, str):
+        return apply_(_copied(model), method)
+    about = subject_of(model, inputs, **subject)
+    plan = method if isinstance(method, Plan) else plan_for(about, method, k=k, treatments=treatments, optimizer=optimizer)
+    return apply_(about.built("cpu")[0] if about.source is not None else _copied(model), plan)
+
+
+def plan_for(
+    subject: Subject,
+    method: str | Method,
+    *,
+    k: int | None = None,
+    treatments: Sequence[str] = (),
+    optimizer: str = "sgd",
+) -> Plan:
+    """Return the plan of a method for one model.
+
+    Raises:
+        UsageError, AnalysisError: see :func:`apply`.
+    """
+    from memplan.memory.optimizers import optimizer_rule
+
+    optimizer_rule(optimizer)
+    steps = Steps(subject)
+    chosen = method if isinstance(method, Method) else method_named(method)
+    if k is not None and not chosen.needs_k:
+        raise UsageError(f"method {chosen.name!r} takes no k (={k}); leave it out, or use top-k or mobiletl")
+    blocks = steps.settled_k(chosen, k)
+    return steps.planned(chosen, blocks, treatments=treatments, optimizer=optimizer).plan
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Return the plain copy of a planned ``model``, with the weights it has learnt.
+
+    Weights stored in 8 bits come back as the numbers that were used; lite residual branches stay.
+
+    Raises:
+        UsageError: no plan is applied to it.
+    """
+    from memplan.transform.apply import plan_of, restore_
+
+    if plan_of(model) is None:
+        raise UsageError(f"no plan is applied to this {type(model).__name__}; give a model that memplan.apply returned")
+    return restore_(_copied(model))
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a planned model that train, for an optimizer."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def optimizer(model: nn.Module, kind: str | type[torch.optim.Optimizer] = "sgd", **options: Any) -> torch.optim.Optimizer:
+    """Return an optimizer of the parameters that train, which updates during the backward where the plan says so.
+
+    Args:
+        model: a planned model, or any other.
+        kind: ``sgd``, ``adam``, ``adamw``, or a class of ``torch.optim``.
+        **options: the optimizer's own, such as ``lr``.
+
+    Raises:
+        UsageError: there is no such optimizer, or nothing trains.
+    """
+    from memplan.layers.fused_update import FusedUpdate, optimizer_class
+    from memplan.transform.apply import plan_of
+
+    trained = trained_parameters(model)
+    if not trained:
+        raise UsageError(f"nothing trains in this {type(model).__name__}; apply a method that trains something")
+    plan = plan_of(model)
+    if plan is not None and plan.fused_update:
+        return FusedUpdate(kind, trained, **options)
+    return optimizer_class(kind)(trained, **options)
+
+
+def _copied(model: Any) -> Any:
+    module = getattr(model, "_orig_mod", model)
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise AnalysisError(
+            f"cannot copy the model: {type(error).__name__}: {' '.join(str(error).split())}; "
+            "remove what cannot be deep-copied from its attributes"
+        ) from error
+
+
