@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from memplan.application import apply, optimizer, restore, trained_parameters
     from memplan.errors import AnalysisError, MemplanError, UsageError
     from memplan.graph.step_graph import StepGraph
+    from memplan.layers.fused_update import FusedUpdate
     from memplan.memory.footprint import Footprint
     from memplan.methods import Method, Plan
     from memplan.methods.treatments.record import Treatment
     from memplan.results import Analysis, Verification
-    from memplan.layers.fused_update import FusedUpdate
     from memplan.tracing.record import StepRecord, trace
     from memplan.transform.apply import plan_of
     from memplan.verification import verify

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from memplan.errors import UsageError, did_you_mean
 from memplan.memory import Implementation, price
-from memplan.memory.optimizers import optimizer_rule
 from memplan.memory.accounting import ACCOUNTINGS, account
+from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import METHODS, Method, method_named
 from memplan.results import Analysis, MethodFootprint, Setting
 from memplan.steps import Steps
@@ -76,7 +76,9 @@ def analyze(
         hint = did_you_mean(accounting, ACCOUNTINGS)
         raise UsageError(f"no accounting {accounting!r}{hint}; choose one of {', '.join(ACCOUNTINGS)}")
     everything = methods == "all"
-    chosen = [METHODS[name] for name in METHODS if name != "as-is"] if everything else [method_named(n) for n in methods]
+    chosen = (
+        [METHODS[name] for name in METHODS if name != "as-is"] if everything else [method_named(n) for n in methods]
+    )
     runner = "both" if everything and runner is None else runner
     if not chosen:
         raise UsageError("no method is given; name one or more, such as full")
@@ -99,7 +101,8 @@ def analyze(
         fits = None if budget_bytes is None else footprint.peak_bytes <= budget_bytes
         counted = None
         if accounting is not None:
-            counted = account(steps.step(method, blocks), accounting, masked=plan is not None)
+            signed = plan is not None and "signed-mask" in plan.treatments
+            counted = account(steps.step(method, blocks), accounting, masked=signed)
         gradients = "exact" if plan is None else plan.gradients
         rows.append(
             MethodFootprint(method.name, blocks, who, footprint, fits, gradients, how, plan=plan, accounted=counted)
@@ -173,9 +176,7 @@ def runners_of(method: Method, runner: str | None = None) -> tuple[str, ...]:
     return (("stock",) if method.flags else ()) + ("memplan",) if runner == "both" else (runner,)
 
 
-def _ks(
-    method: Method, k: int | Sequence[int] | None, steps: Steps, *, several: bool
-) -> Iterator[int | None]:
+def _ks(method: Method, k: int | Sequence[int] | None, steps: Steps, *, several: bool) -> Iterator[int | None]:
     if not method.needs_k:
         yield None
     elif k is None and several:

@@ -52,7 +52,9 @@ def apply(
     if isinstance(method, Plan) and inputs is None and not isinstance(model, str):
         return apply_(_copied(model), method)
     about = subject_of(model, inputs, **subject)
-    plan = method if isinstance(method, Plan) else plan_for(about, method, k=k, treatments=treatments, optimizer=optimizer)
+    plan = (
+        method if isinstance(method, Plan) else plan_for(about, method, k=k, treatments=treatments, optimizer=optimizer)
+    )
     return apply_(about.built("cpu")[0] if about.source is not None else _copied(model), plan)
 
 
@@ -100,7 +102,9 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def optimizer(model: nn.Module, kind: str | type[torch.optim.Optimizer] = "sgd", **options: Any) -> torch.optim.Optimizer:
+def optimizer(
+    model: nn.Module, kind: str | type[torch.optim.Optimizer] = "sgd", **options: Any
+) -> torch.optim.Optimizer:
     """Return an optimizer of the parameters that train, which updates during the backward where the plan says so.
 
     Args:
@@ -132,5 +136,3 @@ def _copied(model: Any) -> Any:
             f"cannot copy the model: {type(error).__name__}: {' '.join(str(error).split())}; "
             "remove what cannot be deep-copied from its attributes"
         ) from error
-
-

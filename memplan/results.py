@@ -76,13 +76,24 @@ class Analysis:
         """What could not be attributed or priced, over all methods."""
         return tuple(dict.fromkeys(text for method in self.methods for text in method.footprint.unpriced))
 
+    @property
+    def untreated(self) -> tuple[str, ...]:
+        """What memplan's runner keeps as stock PyTorch does for want of a rule, over all methods."""
+        plans = [(method.label, method.plan) for method in self.methods if method.plan is not None]
+        return tuple(f"{label}: {text}" for label, plan in plans for text in plan.untreated)
+
     def __getitem__(self, label: str) -> Footprint:
         """Return the footprint of the method with this name or label, or with its runner before it (``memplan last``).
 
         Without a runner, stock PyTorch's comes first.
         """
         for method in self.methods:
-            if label in (method.name, method.label, f"{method.runner} {method.name}", f"{method.runner} {method.label}"):
+            if label in (
+                method.name,
+                method.label,
+                f"{method.runner} {method.name}",
+                f"{method.runner} {method.label}",
+            ):
                 return method.footprint
         raise KeyError(label)
 

@@ -17,6 +17,7 @@ from memplan.methods.lean import with_everywhere
 from memplan.methods.plan import Microbatch
 from memplan.methods.recomputation import bounded_schedule
 from memplan.methods.treatments import treatment_named
+from memplan.methods.untreated import untreated
 from memplan.subject import AMP_DTYPES, Subject, first_batch
 
 if TYPE_CHECKING:
@@ -139,15 +140,19 @@ class Steps:
             plan = with_everywhere(plan, treatment_named(name), stock)
         step = self.run(plan)
         if plan.microbatch is not None:
-            plan, step = self._in_parts(plan, step, stock)
+            plan, step = self._in_parts(plan, plan.microbatch, step, stock)
         if method.recomputes:
             plan = replace(plan, schedule=bounded_schedule(located_blocks(step, stock.blocks)))
             step = self.run(plan)
         if plan.fused_update:
             early, late = (price(step, optimizer, how, alive=0).peak_bytes for how in ("in-backward", implementation))
             if late < early:
-                note = f"fused-update is left out: {optimizer}'s temporaries would meet more activations in the backward"
+                note = (
+                    f"fused-update is left out: {optimizer}'s temporaries would meet more activations in the backward"
+                )
                 plan = replace(plan, fused_update=False, notes=(*plan.notes, note))
+        if not method.recomputes:
+            plan = replace(plan, untreated=untreated(step))
         return PlannedStep(plan, step, "in-backward" if plan.fused_update else implementation)
 
     def run(self, plan: Plan) -> StepGraph:
@@ -167,27 +172,26 @@ class Steps:
             with self.model.mode:
                 restore_(module, keep_branches=False)
 
-    def _in_parts(self, plan: Plan, step: StepGraph, stock: StepGraph) -> tuple[Plan, StepGraph]:
+    def _in_parts(self, plan: Plan, parts: Microbatch, step: StepGraph, stock: StepGraph) -> tuple[Plan, StepGraph]:
         """Return the plan with as many samples in a part as the rest of the step leaves room for, and its step."""
-        assert plan.microbatch is not None
-        shapes = [[view.shape for op in graph.ops if op.phase == "loss" for view in op.inputs] for graph in (step, stock)]
+        shapes = [
+            [view.shape for op in graph.ops if op.phase == "loss" for view in op.inputs] for graph in (step, stock)
+        ]
         if shapes[0] != shapes[1]:
             note = "the frozen prefix runs as one batch: the model's result depends on its batch size elsewhere"
             plan = replace(plan, microbatch=None, notes=(*plan.notes, note))
             return plan, self.run(plan)
         batch = first_batch(self.model.args, self.model.kwargs) or 1
         totals = price(step, alive=0).timeline.totals
-        inside = f"{plan.microbatch.boundary}."
+        inside = f"{parts.boundary}."
         ends = [
-            op.index
-            for op in step.ops
-            if op.phase == "forward" and f"{step.layers[op.layer].path}.".startswith(inside)
+            op.index for op in step.ops if op.phase == "forward" and f"{step.layers[op.layer].path}.".startswith(inside)
         ]
         rest, prefix, before = max(totals[ends[-1] + 1 :]), max(totals[: ends[-1] + 1]), totals[0]
         samples = min(batch, int((rest - before) / max(prefix - before, 1)))
         if samples <= 1:
             return plan, step
-        larger = replace(plan, microbatch=Microbatch(plan.microbatch.boundary, samples))
+        larger = replace(plan, microbatch=Microbatch(parts.boundary, samples))
         wider = self.run(larger)
         if max(price(wider, alive=0).timeline.totals) <= max(totals):
             return larger, wider

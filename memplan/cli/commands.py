@@ -13,11 +13,15 @@ from memplan.cli.options import (
     K_OPTION,
     METHOD_OPTION,
     MODEL_OPTIONS,
+    RUNNER_OPTION,
     STEP_OPTIONS,
+    TREATMENT_OPTION,
     Named,
     Whole,
+    accountings,
     check_k,
-    method_names,
+    check_runner,
+    method_names_and_all,
     sorts,
     subject_options,
     with_options,
@@ -28,8 +32,8 @@ from memplan.errors import AnalysisError, UsageError
 if TYPE_CHECKING:
     from memplan.results import Analysis
 
-#: The methods that ``analyze`` lists when none is asked for.
-DEFAULT_METHODS: Final = ("full", "norm-last", "bias-last", "top-k", "last")
+#: The methods that ``analyze`` lists when none is asked for: what flags alone do, and what is most worth applying.
+DEFAULT_METHODS: Final = ("full", "top-k", "last", "lossless", "mobiletl", "tinytl-bias", "tune")
 
 
 @click.group(
@@ -54,11 +58,17 @@ def main() -> None:
 @click.option(
     "--method",
     "methods",
-    type=Named("method", method_names),
+    type=Named("method", method_names_and_all),
     multiple=True,
-    help="What trains; repeatable.  [default: all but as-is]",
+    help="What trains, and how; repeatable; all is every method under both runners.  [default: a choice]",
 )
-@click.option("--k", type=Whole(), multiple=True, help="Blocks that top-k trains; repeatable.  [default: 5]")
+@click.option(
+    "--k", type=Whole(), multiple=True, help="Blocks that top-k and mobiletl train; repeatable.  [default: 5]"
+)
+@with_options((RUNNER_OPTION, TREATMENT_OPTION))
+@click.option(
+    "--accounting", type=Named("accounting", accountings), help="A paper's own way to count, beside the real bytes."
+)
 @click.option("--top", type=Whole(), help="Layers to list, and storages at the peak.")
 @click.option("--sort", type=Named("order", sorts), default="saved", show_default=True, help="Which layers come first.")
 @click.option("--strict", is_flag=True, help="Fail when anything could not be attributed or priced.")
@@ -70,6 +80,7 @@ def analyze(
     model: str,
     methods: tuple[str, ...],
     k: tuple[int, ...],
+    treatments: tuple[str, ...],
     top: int | None,
     sort: str,
     strict: bool,
@@ -78,19 +89,20 @@ def analyze(
 ) -> int:
     """Show what MODEL needs, and whether it fits a budget.
 
-    Bytes are those of one training step in steady state under stock PyTorch, for each way to fine-tune; nothing is run
-    or downloaded.
+    Bytes are those of one training step in steady state, for each way to fine-tune, run by stock PyTorch or by what
+    memplan apply gives; nothing is run or downloaded.
     """
     check_output(json_file)
     if top is not None and top < 0:
         raise UsageError(f"--top must be 0 or more, not {top}")
-    chosen = methods or DEFAULT_METHODS
+    chosen = "all" if "all" in methods else methods or DEFAULT_METHODS
     check_k(k, chosen)
+    check_runner(options["runner"], chosen)
     with quiet(switches), progress_line() as progress:
         from memplan.analysis import analyze as analyze_model
 
         analysis: Analysis = analyze_model(
-            model, methods=chosen, k=k or None, progress=progress, **subject_options(options)
+            model, methods=chosen, k=k or None, treatments=treatments, progress=progress, **subject_options(options)
         )
     if json_file is not None:
         from memplan.reports.machine import analysis_to_json, to_text
@@ -102,20 +114,29 @@ def analyze(
         print_report(analysis_report(analysis, top=top, sort=sort))
     if strict and analysis.unpriced:
         raise AnalysisError(f"--strict: not priced: {'; '.join(analysis.unpriced)}")
+    if strict and analysis.untreated:
+        raise AnalysisError(f"--strict: without a rule, kept as stock does: {'; '.join(analysis.untreated)}")
     return 0 if analysis.fits else 1
 
 
 @main.command()
 @with_options(MODEL_OPTIONS)
 @with_options(STEP_OPTIONS)
-@with_options((METHOD_OPTION, K_OPTION))
+@with_options((METHOD_OPTION, K_OPTION, RUNNER_OPTION, TREATMENT_OPTION))
 @click.option("--steps", type=Whole(), default=2, show_default=True, help="Real steps to run.")
 @click.option("--rss", is_flag=True, help="Show the process's high-water mark too.")
 @click.option("--seed", type=Whole(), default=0, show_default=True, help="Of random weights and inputs.")
 @with_options((JSON_OPTION,))
 @click.pass_obj
 def verify(
-    switches: dict[str, bool], /, model: str, method: str, k: int | None, json_file: str | None, **options: Any
+    switches: dict[str, bool],
+    /,
+    model: str,
+    method: str,
+    k: int | None,
+    treatments: tuple[str, ...],
+    json_file: str | None,
+    **options: Any,
 ) -> int:
     """Run real steps of MODEL and compare with the prediction.
 
@@ -123,10 +144,13 @@ def verify(
     """
     check_output(json_file)
     check_k(() if k is None else (k,), (method,))
+    check_runner(options["runner"], (method,))
     with quiet(switches), progress_line() as progress:
         from memplan.verification import verify as verify_model
 
-        verification = verify_model(model, method=method, k=k, progress=progress, **subject_options(options))
+        verification = verify_model(
+            model, method=method, k=k, treatments=treatments, progress=progress, **subject_options(options)
+        )
     if json_file is not None:
         from memplan.reports.machine import to_text, verification_to_json
 
@@ -140,15 +164,25 @@ def verify(
 
 @main.command()
 @with_options(MODEL_OPTIONS)
-@with_options((METHOD_OPTION, K_OPTION, JSON_OPTION))
+@with_options((METHOD_OPTION, K_OPTION, RUNNER_OPTION, TREATMENT_OPTION, JSON_OPTION))
 @click.pass_obj
 def trace(
-    switches: dict[str, bool], /, model: str, method: str, k: int | None, json_file: str | None, **options: Any
+    switches: dict[str, bool],
+    /,
+    model: str,
+    method: str,
+    k: int | None,
+    runner: str | None,
+    treatments: tuple[str, ...],
+    json_file: str | None,
+    **options: Any,
 ) -> None:
     """Print the recorded step of MODEL, one operator per line."""
     check_output(json_file)
     check_k(() if k is None else (k,), (method,))
+    check_runner(runner, (method,))
     with quiet(switches), progress_line() as progress:
+        from memplan.analysis import runners_of
         from memplan.methods import method_named
         from memplan.steps import Steps
         from memplan.subject import subject_of
@@ -157,7 +191,11 @@ def trace(
         progress(f"recording {subject.name}: {method}")
         chosen = method_named(method)
         steps = Steps(subject)
-        step = steps.step(chosen, steps.settled_k(chosen, k))
+        blocks = steps.settled_k(chosen, k)
+        if runners_of(chosen, runner) == ("memplan",):
+            step = steps.planned(chosen, blocks, treatments=treatments).step
+        else:
+            step = steps.step(chosen, blocks)
     if json_file is not None:
         from memplan.graph import to_json
 
@@ -168,7 +206,7 @@ def trace(
 
 @main.command()
 def methods() -> None:
-    """List the methods: what trains, and the source."""
+    """List the methods: what trains, what changes in the gradients, what they need, and the source."""
     from memplan.reports.console import methods_report
 
     print_report(methods_report())

@@ -70,6 +70,18 @@ def method_names() -> Iterable[str]:
     return METHODS
 
 
+def method_names_and_all() -> Iterable[str]:
+    """Return the names of all methods, and the word for all of them."""
+    return (*method_names(), "all")
+
+
+def accountings() -> Iterable[str]:
+    """Return the published ways to count."""
+    from memplan.memory.accounting import ACCOUNTINGS
+
+    return ACCOUNTINGS
+
+
 def sorts() -> Iterable[str]:
     """Return what layers can be sorted by."""
     from memplan.reports.layers import SORTS
@@ -112,7 +124,19 @@ JSON_OPTION: Final = click.option("--json", "json_file", metavar="FILE|-", help=
 METHOD_OPTION: Final = click.option(
     "--method", type=Named("method", method_names), default="full", show_default=True, help="What trains."
 )
-K_OPTION: Final = click.option("--k", type=Whole(), help="Blocks that top-k trains, from the output.  [default: 5]")
+K_OPTION: Final = click.option("--k", type=Whole(), help="Blocks that train, from the output.  [default: 5]")
+RUNNER_OPTION: Final = click.option(
+    "--runner",
+    type=Named("runner", lambda: ("stock", "memplan")),
+    help="Who runs the step: PyTorch with requires_grad alone, or what memplan apply gives.  [default: stock if it can]",
+)
+TREATMENT_OPTION: Final = click.option(
+    "--treatment",
+    "treatments",
+    metavar="NAME",
+    multiple=True,
+    help="A further treatment of all layers, such as frozen-int8 or package.module:ATTRIBUTE; repeatable.",
+)
 
 
 def with_options(options: Iterable[Callable[[Any], Any]]) -> Callable[[Command], Command]:
@@ -145,5 +169,14 @@ def check_k(k: tuple[int, ...], methods: Iterable[str]) -> None:
     from memplan.methods import METHODS
 
     takers = [name for name, method in METHODS.items() if method.needs_k]
-    if k and not set(takers) & set(methods):
-        raise UsageError(f"--k {k[0]} needs a method that trains k blocks; add --method {takers[0]}")
+    if k and methods != "all" and not set(takers) & set(methods):
+        raise UsageError(f"--k {k[0]} needs a method that trains k blocks; add --method {' or '.join(takers)}")
+
+
+def check_runner(runner: str | None, methods: Iterable[str]) -> None:
+    """Raise where stock PyTorch is asked to run what it cannot, and nothing else."""
+    from memplan.methods import METHODS
+
+    if runner == "stock" and methods != "all" and not any(METHODS[name].flags for name in methods):
+        named = ", ".join(methods)
+        raise UsageError(f"stock PyTorch cannot run {named} by requires_grad alone; use --runner memplan")

@@ -13,7 +13,7 @@ from torch import Tensor
 Hooks: TypeAlias = "tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]"
 
 #: Where a tensor lies in its storage: shape, strides, offset.
-Geometry: TypeAlias = "tuple[torch.Size, tuple[int, ...], int]"
+Geometry: TypeAlias = "tuple[torch.Size, tuple[int, ...], int | torch.SymInt]"
 
 #: Ops whose repeated result is held until autograd has used it everywhere: repeating them once more costs FLOPs.
 COSTLY: Final = frozenset(

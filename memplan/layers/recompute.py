@@ -1,14 +1,14 @@
 """recompute: what the backward needs is made again from what was kept, when it is needed and no sooner.
 
-A schedule (see :mod:`memplan.methods.cut`) says for each op of a forward which of its results are not kept. Autograd gets
-a reference in their place, which repeats the op, and the ops before it, on what was kept.
+A schedule (see :mod:`memplan.methods.cut`) says for each op of a forward which of its results are not kept. Autograd
+gets a reference in their place, which repeats the op, and the ops before it, on what was kept.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -20,8 +20,6 @@ from memplan.methods.cut import ScheduledOp, is_in_place, is_repeatable, takes_s
 _DETACH: Final = torch.ops.aten.detach.default
 _NORMALIZE: Final = torch.ops.aten.native_batch_norm.default
 _autograd: Final = torch._C._autograd
-
-_Result = TypeVar("_Result")
 
 
 class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -35,7 +33,7 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, schedule: Sequence[ScheduledOp]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._schedule = schedule
-        self._length = len(schedule)
+        self._length = len(schedule)  # of what is left to be followed
         self._position = 0
         self._values: dict[int, Value] = {}
         self._watches: dict[int, weakref.ref[Any]] = {}
@@ -56,12 +54,12 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._outer = _autograd._top_saved_tensors_default_hooks(False)
         _autograd._push_saved_tensors_default_hooks(self._pack, self._unpack)
         super().__enter__()  # type: ignore[no-untyped-call]
+        self._position, self._length = 0, len(self._schedule)
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         _autograd._pop_saved_tensors_default_hooks()
-        self._length = 0
         self._values.clear()
         self._watches.clear()
 
@@ -83,7 +81,7 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 self._length = 0
         if recomputed and traits.repeatable and is_repeatable(traits.name, args) and not any(map(_is_foreign, types)):
-            if traits.writes:
+            if traits.in_place:
                 return self._run_in_place(func, traits, args, kwargs)
             return self._run(func, traits, args, kwargs, recomputed)
         result = func(*args, **kwargs)
@@ -110,7 +108,8 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = (result,) if isinstance(result, Tensor) else result
         for position in recomputed:
             tensor = results[position]
-            self._note(tensor, Value(recipe, position, geometry_of(tensor), tensor.dtype))
+            if tensor is not None:
+                self._note(tensor, Value(recipe, position, geometry_of(tensor), tensor.dtype))
         return result
 
     def _run_in_place(self, func: Any, traits: _Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -119,6 +118,7 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = self._value_of(target)
         if before is None:
             # What it writes to was kept, or given: there is no other copy of what it held.
+            self._forget(target)
             return func(*args, **kwargs)
         held = [self._held(value) for value in args]
         options = {name: self._held(value) for name, value in kwargs.items()} if kwargs else kwargs
@@ -176,20 +176,21 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if value is not None:
             return Reference(value, tensor)
         # What is saved by the op that made it would hold that op, and be held by it.
-        own = self._outer is not None or (tensor.is_leaf and tensor.requires_grad)
-        return self._aside(lambda: Kept(tensor if own else tensor.detach(), self._outer))
-
-    def _unpack(self, saved: Kept | Reference) -> Tensor:
-        if isinstance(saved, Kept):
-            return self._aside(saved.get)
-        with torch.no_grad(), torch._C._DisableAutocast():  # type: ignore[attr-defined]
-            return self._aside(saved.get)
-
-    def _aside(self, work: Callable[[], _Result]) -> _Result:
-        """Do ``work``, whose ops are not the model's."""
+        itself = self._outer is not None or (tensor.requires_grad and tensor.is_leaf)
         before, self._idle = self._idle, True
         try:
-            return work()
+            return Kept(tensor if itself else tensor.detach(), self._outer)
+        finally:
+            self._idle = before
+
+    def _unpack(self, saved: Kept | Reference) -> Tensor:
+        before, self._idle = self._idle, True
+        try:
+            if isinstance(saved, Kept):
+                return saved.get()
+            # Ops are repeated as they ran below autograd and autocast.
+            with torch.no_grad(), torch._C._DisableAutocast():
+                return saved.get()
         finally:
             self._idle = before
 
@@ -214,22 +215,26 @@ def _is_foreign(kind: type) -> bool:
 class _Traits:
     """What is to be known about an op, found out once."""
 
-    __slots__ = ("costly", "name", "repeatable", "transparent", "writes")
+    __slots__ = ("costly", "in_place", "name", "repeatable", "transparent", "writes")
 
     def __init__(self, func: Any) -> None:
-        self.name = str(func)
-        self.transparent = func is _DETACH or func.namespace == "prim"
         arguments = func._schema.arguments
-        written = [
-            (argument.name if argument.kwarg_only else position, argument)
+        written = {
+            (argument.name if argument.kwarg_only else position): argument
             for position, argument in enumerate(arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        self.writes: tuple[int | str, ...] = tuple(where for where, _ in written)
+        }
+        self.name = str(func)
+        self.transparent = func is _DETACH or func.namespace == "prim"
         self.costly = self.name in COSTLY
-        alone = len(written) == 1 and written[0][0] == 0 and isinstance(written[0][1].type, torch.TensorType)
-        statistics = any(argument.name == "running_mean" for argument in arguments)
-        self.repeatable = not written or statistics or (is_in_place(self.name) and alone)
+        self.writes = tuple(written)
+        self.in_place = is_in_place(self.name)
+        if self.in_place:
+            pure = self.writes == (0,) and isinstance(arguments[0].type, torch.TensorType)
+        else:
+            pure = all(argument.name in ("running_mean", "running_var") for argument in written.values())
+        random = torch.Tag.nondeterministic_seeded in func.tags and "attention" not in self.name
+        self.repeatable = pure and not random
 
 
 _TRAITS: Final[dict[Any, _Traits]] = {}
@@ -238,4 +243,3 @@ _TRAITS: Final[dict[Any, _Traits]] = {}
 def _traits_of(func: Any) -> _Traits:
     traits = _TRAITS[func] = _Traits(func)
     return traits
-

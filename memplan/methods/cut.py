@@ -146,7 +146,7 @@ def takes_statistics(name: str, args: Sequence[Any]) -> bool:
 class Values:
     """The values of a forward: who writes them, who reads them, and which of them autograd needs.
 
-    ``fixed`` values can be had only by keeping them, ``overwritten`` ones only by repeating what made them; from a value
+    ``fixed`` values can be had only by keeping them, ``overwritten`` ones only by repeating what made them; from one
     that is both nothing can be repeated.
     """
 
@@ -196,8 +196,8 @@ class Values:
         for position, view in enumerate(op.outputs):
             if view is None or view.storage in seen:
                 continue
-            storage = self.graph.storages[view.storage]
-            if storage.role == "activation" and storage.born == op.index:
+            home = self.graph.storages[view.storage]
+            if home.role == "activation" and home.born == op.index:
                 seen.add(view.storage)
                 self._current[view.storage] = value = Value(op.index, position, view.storage)
                 made.append(value)
@@ -247,7 +247,9 @@ def _seen_as_several(ops: Sequence[Op]) -> set[int]:
             if view is not None:
                 dtypes[view.storage].add(view.dtype)
     return {
-        storage for storage, names in dtypes.items() if len(names) > 1 or any(name.startswith("complex") for name in names)
+        storage
+        for storage, names in dtypes.items()
+        if len(names) > 1 or any(name.startswith("complex") for name in names)
     }
 
 
@@ -268,8 +270,8 @@ def _crossing(values: Values) -> set[Value]:
 def _cheapest(values: Values, costs: Mapping[int, float], fixed: Set[Value]) -> set[Value]:
     """Return the values to be recomputed, by the cut that parts what is kept from what autograd needs.
 
-    The edge to an op is cut where the op is repeated, the edge to a value where the value is kept. Other edges carry any
-    amount: an op is repeated from values that are at hand.
+    The edge to an op is cut where the op is repeated, the edge to a value where the value is kept. Other edges carry
+    any amount: an op is repeated from values that are at hand.
 
     Args:
         costs: of repeating an op, in bytes kept; ops that are not in it are not repeated.

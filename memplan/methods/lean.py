@@ -80,9 +80,7 @@ def _tied(graph: StepGraph) -> frozenset[str]:
 
 
 #: Classes of torch.nn whose weight can be stored in 8 bits.
-INT8_LAYERS: Final = frozenset(
-    {"Linear", *(f"Conv{kind}{axes}d" for kind in ("", "Transpose") for axes in (1, 2, 3))}
-)
+INT8_LAYERS: Final = frozenset({"Linear", *(f"Conv{kind}{axes}d" for kind in ("", "Transpose") for axes in (1, 2, 3))})
 
 
 def merged(first: Iterable[TreatedLayer], second: Iterable[TreatedLayer]) -> tuple[TreatedLayer, ...]:

@@ -56,7 +56,7 @@ class Plan:
     ``trained`` names parameters of the model; the parameters of lite branches train too. ``running`` lists norms that
     use their running statistics and do not update them, ``evaluated`` modules that run in eval mode, ``int8`` layers
     whose weight is stored in 8 bits. ``schedule`` says of each op of the forward what is recomputed. ``notes`` say where
-    a treatment does not apply, and why.
+    a treatment does not apply, and why; ``untreated`` names what keeps as much as in stock PyTorch for want of a rule.
     """
 
     method: str
@@ -73,6 +73,7 @@ class Plan:
     microbatch: Microbatch | None = None
     fused_update: bool = False
     notes: tuple[str, ...] = ()
+    untreated: tuple[str, ...] = ()
 
     @property
     def treatments(self) -> tuple[str, ...]:
@@ -137,6 +138,7 @@ def plan_from_json(text: str, source: str = "the plan") -> Plan:
             microbatch=None if fields["microbatch"] is None else Microbatch(**fields["microbatch"]),
             fused_update=fields["fused_update"],
             notes=tuple(fields["notes"]),
+            untreated=tuple(fields["untreated"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{source} is not a complete plan: {error!r}; write it again with memplan apply") from error

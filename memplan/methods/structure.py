@@ -13,7 +13,7 @@ from memplan.graph.head import layers_in_block
 from memplan.graph.records import Block, Layer, Op, TensorView
 from memplan.graph.step_graph import StepGraph
 from memplan.methods.plan import LiteBranch, TunedPair
-from memplan.methods.treatments.lite_residual import lite_shape
+from memplan.methods.treatments.lite_residual import Norm, lite_shape
 
 BATCH_NORMS: Final = frozenset({"aten.native_batch_norm.default", "aten.cudnn_batch_norm.default"})
 CONVOLUTION: Final = "aten.convolution.default"
@@ -90,7 +90,9 @@ class Structure:
         for op in self.forward:
             for layer in chains[op.layer]:
                 last[layer] = op.index
-        return tuple(layer for layer in self.graph.layers if layer.path and last.get(layer.index, math.inf) < self.start)
+        return tuple(
+            layer for layer in self.graph.layers if layer.path and last.get(layer.index, math.inf) < self.start
+        )
 
     def boundary(self) -> str | None:
         """Return the path of the module whose output is all that the rest needs of the prefix, the highest such."""
@@ -155,7 +157,9 @@ class Structure:
         for block in self.graph.blocks[1:]:
             entry = self._entry_of(block)
             leaving = next(iter(self.graph.ops[block.last_op].outputs), None)
-            shape = None if entry is None or leaving is None else lite_shape(entry.shape, leaving.shape, norm=self._norm())
+            shape = (
+                None if entry is None or leaving is None else lite_shape(entry.shape, leaving.shape, norm=self._norm())
+            )
             if shape is not None:
                 yield LiteBranch(block.path, shape)
 
@@ -164,11 +168,14 @@ class Structure:
         storages = self.graph.storages
         for op in self.graph.ops[block.first_op : block.last_op + 1]:
             for view in op.inputs:
-                if storages[view.storage].role in ("activation", "input") and storages[view.storage].born < block.first_op:
+                if (
+                    storages[view.storage].role in ("activation", "input")
+                    and storages[view.storage].born < block.first_op
+                ):
                     return view
         return None
 
-    def _norm(self) -> str:
+    def _norm(self) -> Norm:
         return "batch" if self.norms or not any("group_norm" in op.name for op in self.forward) else "group"
 
 

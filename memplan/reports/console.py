@@ -12,7 +12,7 @@ from memplan.methods import METHODS
 from memplan.reports.layers import layer_table
 from memplan.reports.layout import Column, Columns, Paragraph
 from memplan.reports.picture import Picture
-from memplan.reports.sizes import count, elements, size, unit_for
+from memplan.reports.sizes import count, elements, flops, size, unit_for
 from memplan.results import Analysis, MethodFootprint, Setting, Verification
 from memplan.units import format_bytes
 
@@ -31,6 +31,8 @@ def analysis_report(analysis: Analysis, *, top: int | None = None, sort: str = "
     parts: list[RenderableType] = [*_heading(analysis), Text(), _methods(analysis)]
     if analysis.budget_bytes is not None:
         parts += [Text(), verdict(analysis)]
+    if any(method.accounted is not None for method in analysis.methods):
+        parts += [Text(), *_accounted(analysis)]
     for method in analysis.methods[:1]:
         unit = unit_for(method.footprint.peak_bytes)
         parts += [Text(), *_peak(method, unit, DEFAULT_ALIVE if top is None else top)]
@@ -90,6 +92,9 @@ def methods_report() -> RenderableType:
         (
             Column("method", tuple(METHODS), right=False),
             Column("trains", tuple(method.summary for method in METHODS.values()), right=False, elastic=True),
+            Column("gradients", tuple(method.gradients for method in METHODS.values()), right=False),
+            Column("what changes", tuple(method.changes for method in METHODS.values()), right=False, leaves=2),
+            Column("needs", tuple(method.needs for method in METHODS.values()), right=False, leaves=3),
             Column("source", tuple(method.source for method in METHODS.values()), right=False, leaves=1),
         ),
         indent=0,
@@ -152,17 +157,43 @@ def _methods(analysis: Analysis) -> Columns:
         return Column(heading, tuple(format_bytes(value, unit=unit) for value in values), leaves=leaves)
 
     columns = [
-        Column("", tuple(method.runner for method in rows), right=False, leaves=2),
+        Column("", tuple(method.runner for method in rows), right=False),
         Column("", tuple(method.label for method in rows), right=False),
         sizes("saved", (footprint.saved_bytes for footprint in prints)),
-        sizes("temp", (footprint.temp_bytes for footprint in prints), leaves=3),
-        sizes("resident", (footprint.resident_bytes for footprint in prints), leaves=4),
+        sizes("temp", (footprint.temp_bytes for footprint in prints), leaves=4),
+        sizes("resident", (footprint.resident_bytes for footprint in prints), leaves=5),
         sizes("peak", (footprint.peak_bytes for footprint in prints)),
-        Column("trains", tuple(elements(footprint.trained_parameters) for footprint in prints), leaves=1),
+        Column("trains", tuple(elements(footprint.trained_parameters) for footprint in prints), leaves=2),
+        Column("FLOPs", tuple(flops(print_.flops_forward + print_.flops_backward) for print_ in prints), leaves=3),
+        Column("gradients", tuple(method.gradients for method in rows), right=False, leaves=1),
     ]
     if analysis.budget_bytes is not None:
         columns.append(Column(size(analysis.budget_bytes), tuple(_FITS[method.fits] for method in rows)))
     return Columns(tuple(columns), styles=(("yes", "green"), ("no", "red")))
+
+
+def _accounted(analysis: Analysis) -> Iterator[RenderableType]:
+    rows = [(method, method.accounted) for method in analysis.methods if method.accounted is not None]
+    name = rows[0][1].accounting
+    unit = unit_for(max(account.total_bytes for _, account in rows))
+    columns = (
+        ("kept", "kept_bytes"),
+        ("peak", "peak_bytes"),
+        ("parameters", "parameter_bytes"),
+        ("total", "total_bytes"),
+    )
+    yield _title(f"By the accounting of {name}, which is not what PyTorch needs")
+    yield Columns(
+        (
+            Column("", tuple(f"{method.runner} {method.label}" for method, _ in rows), right=False),
+            *(
+                Column(heading, tuple(format_bytes(getattr(account, key), unit=unit) for _, account in rows))
+                for heading, key in columns
+            ),
+        )
+    )
+    for note in dict.fromkeys(note for _, account in rows for note in account.notes):
+        yield _paragraph(note, indent=2)
 
 
 def _peak(method: MethodFootprint, unit: str, shown: int) -> Iterator[RenderableType]:

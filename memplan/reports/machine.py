@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any, Final
 
 from memplan.memory import Footprint, Peak, Timeline
+from memplan.memory.accounting import Accounted
 from memplan.results import Analysis, MethodFootprint, Setting, Verification
 
 ANALYSIS_SCHEMA: Final = "memplan.analysis/1"
@@ -33,6 +34,7 @@ def analysis_to_json(analysis: Analysis, version: str) -> dict[str, Any]:
         "methods": [_method(method) for method in analysis.methods],
         "notes": list(analysis.notes),
         "unpriced": list(analysis.unpriced),
+        "untreated": list(analysis.untreated),
     }
 
 
@@ -116,6 +118,9 @@ def _method(method: MethodFootprint) -> dict[str, Any]:
         "name": method.name,
         "k": method.k,
         "runner": method.runner,
+        "gradients": method.gradients,
+        "optimizer_implementation": method.implementation,
+        "treatments": [] if method.plan is None else list(method.plan.treatments),
         "saved_bytes": footprint.saved_bytes,
         "temp_bytes": footprint.temp_bytes,
         "resident_bytes": footprint.resident_bytes,
@@ -130,7 +135,16 @@ def _method(method: MethodFootprint) -> dict[str, Any]:
         "layers": _layers(footprint),
         "timeline": _timeline(footprint.timeline),
         "unpriced": list(footprint.unpriced),
+        "untreated": [] if method.plan is None else list(method.plan.untreated),
+        "accounting": None if method.accounted is None else _accounted(method.accounted),
     }
+
+
+def _accounted(accounted: Accounted) -> dict[str, Any]:
+    row = _fields(accounted)
+    row["layers"] = [_fields(layer) for layer in accounted.layers]
+    row["notes"], row["uncounted"] = list(accounted.notes), list(accounted.uncounted)
+    return row
 
 
 def _peak(peak: Peak) -> dict[str, Any]:

@@ -45,3 +45,11 @@ def elements(number: int) -> str:
     if number >= 10**6:
         return f"{number / 10**6:,.2f} M"
     return f"{number / 10**3:.1f} k" if number >= 10**4 else f"{number:,}"
+
+
+def flops(number: int) -> str:
+    """Return floating-point operations with a unit: ``1.2 G``."""
+    for divisor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= divisor:
+            return f"{number / divisor:.1f} {unit}"
+    return str(number)

@@ -57,7 +57,9 @@ def restore_(module: nn.Module, *, keep_branches: bool = True) -> nn.Module:
     """
     applied = module.__dict__.get(_RUNTIME)
     if applied is None:
-        raise UsageError(f"no plan is applied to this {type(module).__name__}; give a model that memplan.apply returned")
+        raise UsageError(
+            f"no plan is applied to this {type(module).__name__}; give a model that memplan.apply returned"
+        )
     before, after = applied.hooks
     for hooks, number in ((module._forward_pre_hooks, before), (module._forward_hooks, after)):
         hooks.pop(number, None)
@@ -135,4 +137,6 @@ def _check(module: nn.Module, plan: Plan) -> None:
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name in plan.trained:
         if name not in parameters:
-            raise AnalysisError(f"the plan is for another model: this {type(module).__name__} has no parameter {name!r}")
+            raise AnalysisError(
+                f"the plan is for another model: this {type(module).__name__} has no parameter {name!r}"
+            )

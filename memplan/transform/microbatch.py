@@ -24,7 +24,12 @@ class PrefixRun:
         self._samples = how.samples
         self._inputs = (args, kwargs)
         self._batch = next(
-            (leaf.shape[0] for leaf in pytree.tree_leaves(self._inputs) if isinstance(leaf, torch.Tensor) and leaf.dim()), 0
+            (
+                leaf.shape[0]
+                for leaf in pytree.tree_leaves(self._inputs)
+                if isinstance(leaf, torch.Tensor) and leaf.dim()
+            ),
+            0,
         )
         self._whole: torch.Tensor | None = None
         self._done = 0

@@ -177,7 +177,7 @@ class _Substitution(TorchFunctionMode):
         self._tables = tables
         self._layers = layers
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for treated in self._tables[self._layers.current].get(func, ()):
             result = treated(*args, **kwargs)

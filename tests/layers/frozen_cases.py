@@ -66,9 +66,7 @@ CASES: dict[str, Case] = {
         torch.conv_transpose2d, (2, 4, 5, 6), (4, 3, 3, 3), 3, {"dilation": 3, "output_padding": (2, 1), "padding": 1}
     ),
     "transposed 3d": Case(torch.conv_transpose3d, (1, 4, 3, 4, 3), (4, 2, 2, 3, 1), 2, {"stride": (2, 1, 3)}),
-    "in full": Case(
-        torch.convolution, (2, 6, 7, 7), (4, 3, 3, 3), 4, {}, ((2, 2), (1, 1), (1, 1), False, (0, 0), 2)
-    ),
+    "in full": Case(torch.convolution, (2, 6, 7, 7), (4, 3, 3, 3), 4, {}, ((2, 2), (1, 1), (1, 1), False, (0, 0), 2)),
 }
 
 

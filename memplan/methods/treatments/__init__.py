@@ -68,5 +68,7 @@ def treatment_named(name: str) -> Treatment:
 
 def _loaded(found: object, name: str) -> Treatment:
     if not isinstance(found, Treatment):
-        raise UsageError(f"{name!r} is a {type(found).__name__}, not a Treatment; see memplan.methods.treatments.record")
+        raise UsageError(
+            f"{name!r} is a {type(found).__name__}, not a Treatment; see memplan.methods.treatments.record"
+        )
     return found
