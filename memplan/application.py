@@ -29,8 +29,8 @@ def apply(
     """Return a copy of ``model`` that trains as ``method`` says and keeps what :func:`memplan.analyze` prices for it.
 
     The copy has the same class, forward and parameters, so that it trains in any loop, and is saved, loaded, copied,
-    moved and exported as the original; ``requires_grad`` is set. ``memplan.trained_parameters`` gives what its optimizer
-    updates, ``memplan.optimizer`` an optimizer that fits the plan, :func:`restore` the plain model back.
+    moved and exported as the original; ``requires_grad`` is set. :func:`trained_parameters` gives what its optimizer
+    updates, :func:`optimizer` an optimizer that fits the plan, :func:`restore` the plain model back.
 
     Args:
         model: a module, which is not changed, or a spec.

@@ -15,7 +15,7 @@ from memplan.memory import Implementation, price
 from memplan.methods import Method, Plan, Scope, Structure
 from memplan.methods.lean import with_everywhere
 from memplan.methods.plan import Microbatch
-from memplan.methods.recomputation import bounded_schedule
+from memplan.methods.recomputation import RECOMPUTED_SHARE, bounded_schedule
 from memplan.methods.treatments import treatment_named
 from memplan.methods.untreated import untreated
 from memplan.subject import AMP_DTYPES, Subject, first_batch
@@ -124,25 +124,31 @@ class Steps:
         treatments: Sequence[str] = (),
         optimizer: str = "sgd",
         implementation: Implementation = "loop",
+        recomputed_share: float = RECOMPUTED_SHARE,
     ) -> PlannedStep:
         """Return the plan of ``method`` and its step as memplan runs it, recorded from the planned model.
 
-        ``treatments`` are given to all layers beside the method's own.
+        ``treatments`` are given to all layers beside the method's own; where the method recomputes, it may add
+        ``recomputed_share`` of the step's FLOPs.
 
         Raises:
             UsageError, AnalysisError: see :meth:`trained`; or the step cannot be recorded.
         """
-        stock = self.step(method, k)
-        plan = Plan(method.name, k, tuple(p.name for p in stock.parameters if p.trains), method.gradients)
+        trained = self.trained(method, k)
+        # Which parameters train decides what stock keeps, and so what is worth a mask; where weights are frozen and
+        # convolutions keep nothing, all masks are, and any recording shows the layers.
+        stock = self._structured() if method.any_recording else self.step(method, k)
+        names = tuple(parameter.name for parameter in stock.parameters if parameter.name in trained)
+        plan = Plan(method.name, k, names, method.gradients)
         if method.treat is not None:
             plan = method.treat(plan, Structure(stock, k if method.needs_k else None))
         for name in treatments:
             plan = with_everywhere(plan, treatment_named(name), stock)
-        step = self.run(plan)
+        step = self.run(replace(plan, microbatch=None))
         if plan.microbatch is not None:
-            plan, step = self._in_parts(plan, plan.microbatch, step, stock)
+            plan, step = self._in_parts(plan, plan.microbatch, step)
         if method.recomputes:
-            plan = replace(plan, schedule=bounded_schedule(located_blocks(step, stock.blocks)))
+            plan = replace(plan, schedule=bounded_schedule(located_blocks(step, stock.blocks), recomputed_share))
             step = self.run(plan)
         if plan.fused_update:
             early, late = (price(step, optimizer, how, alive=0).peak_bytes for how in ("in-backward", implementation))
@@ -172,30 +178,36 @@ class Steps:
             with self.model.mode:
                 restore_(module, keep_branches=False)
 
-    def _in_parts(self, plan: Plan, parts: Microbatch, step: StepGraph, stock: StepGraph) -> tuple[Plan, StepGraph]:
-        """Return the plan with as many samples in a part as the rest of the step leaves room for, and its step."""
-        shapes = [
-            [view.shape for op in graph.ops if op.phase == "loss" for view in op.inputs] for graph in (step, stock)
-        ]
-        if shapes[0] != shapes[1]:
-            note = "the frozen prefix runs as one batch: the model's result depends on its batch size elsewhere"
-            plan = replace(plan, microbatch=None, notes=(*plan.notes, note))
-            return plan, self.run(plan)
-        batch = first_batch(self.model.args, self.model.kwargs) or 1
-        totals = price(step, alive=0).timeline.totals
+    def _in_parts(self, plan: Plan, parts: Microbatch, whole: StepGraph) -> tuple[Plan, StepGraph]:
+        """Return the plan with its prefix in parts as large as the rest of the step leaves room for, and its step.
+
+        ``whole`` is the step with the prefix as one batch. Where that does not set the peak, it stays one.
+        """
+        plain = replace(plan, microbatch=None)
+        totals = price(whole, alive=0).timeline.totals
         inside = f"{parts.boundary}."
         ends = [
-            op.index for op in step.ops if op.phase == "forward" and f"{step.layers[op.layer].path}.".startswith(inside)
+            op.index
+            for op in whole.ops
+            if op.phase == "forward" and f"{whole.layers[op.layer].path}.".startswith(inside)
         ]
-        rest, prefix, before = max(totals[ends[-1] + 1 :]), max(totals[: ends[-1] + 1]), totals[0]
-        samples = min(batch, int((rest - before) / max(prefix - before, 1)))
-        if samples <= 1:
-            return plan, step
-        larger = replace(plan, microbatch=Microbatch(parts.boundary, samples))
-        wider = self.run(larger)
-        if max(price(wider, alive=0).timeline.totals) <= max(totals):
-            return larger, wider
-        return plan, step
+        end = ends[-1] + 1
+        rest, prefix = max(totals[end:]), max(totals[:end])
+        if prefix <= rest:
+            return plain, whole
+        # Beside the parts there are what is resident, the inputs, and the output of the whole batch.
+        fixed = totals[0] + sum(whole.storages[view.storage].bytes for view in whole.ops[end - 1].outputs[:1] if view)
+        batch = first_batch(self.model.args, self.model.kwargs) or 1
+        samples = max(1, min(batch - 1, int(batch * (rest - fixed) / max(prefix - fixed, 1))))
+        plan = replace(plan, microbatch=Microbatch(parts.boundary, samples))
+        try:
+            step = self.run(plan)
+        except AnalysisError:
+            step = None
+        if step is None or _loss_shapes(step) != _loss_shapes(whole):
+            note = "the frozen prefix runs as one batch: the model's forward uses the size of its batch"
+            return replace(plain, notes=(*plan.notes, note)), whole
+        return (plan, step) if price(step, alive=0).peak_bytes < max(totals) else (plain, whole)
 
     def _record(self, trained: frozenset[str]) -> StepGraph:
         choose_trained(self.model.module, trained)
@@ -232,6 +244,10 @@ class Steps:
 
 def _with_blocks(graph: StepGraph) -> StepGraph:
     return replace(graph, blocks=find_blocks(graph.layers, graph.ops, graph.storages, graph.parameters))
+
+
+def _loss_shapes(graph: StepGraph) -> list[tuple[int, ...]]:
+    return [view.shape for op in graph.ops if op.phase == "loss" for view in op.inputs]
 
 
 def mixed_dtypes(graph: StepGraph) -> Iterator[str]:

@@ -98,6 +98,12 @@ def sparse() -> Any:
     return Sparse(), torch.ones(2, 3, dtype=torch.int64)
 
 
+def odd() -> Any:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ELU(), nn.Flatten(), nn.Linear(2048, 4)), torch.ones(
+        2, 3, 16, 16
+    )
+
+
 def uncopied() -> Any:
     model = Net()
     model.lock = threading.Lock()  # type: ignore[assignment]

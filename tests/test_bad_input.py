@@ -58,12 +58,12 @@ CASES = {
     "analyze m.py:net --method ful": (USAGE, "no method 'ful'; did you mean 'full'?"),
     "analyze m.py:net --method zz": (
         USAGE,
-        "no method 'zz'; choose one of full, norm-last, bias-last, top-k, last, as-is",
+        "no method 'zz'; choose one of full, norm-last, bias-last, top-k, last, as-is, lossless, mobiletl, tinytl-bias, tinytl-lite, tinytl-lite-bias, tune, all",
     ),
     "verify m.py:net --method top-q": (USAGE, "no method 'top-q'; did you mean 'top-k'?"),
     "analyze m.py:net --k 3 --method full": (
         USAGE,
-        "--k 3 needs a method that trains k blocks; add --method top-k",
+        "--k 3 needs a method that trains k blocks; add --method top-k or mobiletl",
     ),
     "analyze m.py:net --k 9": (USAGE, "k must be from 0 to 2, the blocks of this model, not 9"),
     "analyze m.py:net --k -1": (USAGE, "k must be from 0 to 2, the blocks of this model, not -1"),

@@ -45,10 +45,21 @@ def test_an_analysis_at_80_columns(golden: Callable[[str, str], None]) -> None:
     golden("analyze-80.txt", steadied(result.stdout))
 
 
-def test_the_methods_that_are_listed_by_default_are_all_but_the_users_own() -> None:
-    assert set(DEFAULT_METHODS) == METHODS.keys() - {"as-is"}
-    rows = invoke("analyze", NET).stdout
-    assert [name for name in METHODS if f"  stock  {name}" in rows] == [*DEFAULT_METHODS]
+def test_a_choice_of_methods_is_listed_by_default_under_the_runner_that_can() -> None:
+    rows = re.findall(r"^  (stock|memplan) +(\S+)", invoke("analyze", NET).stdout, re.MULTILINE)
+    by_flags = [name for name in DEFAULT_METHODS if METHODS[name].flags]
+    assert rows == [("stock", name) for name in by_flags] + [
+        ("memplan", name) for name in DEFAULT_METHODS if name not in by_flags
+    ]
+
+
+def test_all_methods_are_listed_under_both_runners() -> None:
+    data = json.loads(invoke("analyze", NET, "--method", "all", "--json", "-").stdout)
+    rows = {(row["runner"], row["name"]) for row in data["methods"]}
+    listed = METHODS.keys() - {"as-is"}
+    assert rows == {("memplan", name) for name in listed} | {("stock", n) for n in listed if METHODS[n].flags}
+    counts = [row["k"] for row in data["methods"] if (row["runner"], row["name"]) == ("memplan", "mobiletl")]
+    assert counts == sorted({min(k, len(data["blocks"])) for k in (1, 3, 5)})
 
 
 @pytest.mark.parametrize(
@@ -125,7 +136,17 @@ def test_strict_fails_on_what_is_not_priced() -> None:
     assert (relaxed.exit_code, strict.exit_code) == (0, 3)
     assert "not priced: " in relaxed.stdout
     assert strict.stderr.startswith("memplan: --strict: not priced: ")
-    assert invoke("analyze", NET, "--strict").exit_code == 0
+    assert invoke("analyze", NET, "--method", "full", "--strict").exit_code == 0
+
+
+def test_strict_fails_on_what_has_no_rule() -> None:
+    model = [f"{MODELS}:odd", "--method", "tinytl-bias"]
+    relaxed, strict = invoke("analyze", *model), invoke("analyze", *model, "--strict")
+    assert (relaxed.exit_code, strict.exit_code) == (0, 3)
+    # 2 x 8 x 16 x 16 floats, as there is no mask for an ELU.
+    assert strict.stderr.startswith(
+        "memplan: --strict: without a rule, kept as stock does: tinytl-bias: elu keeps 16.4 KB"
+    )
 
 
 def test_verify_prints_predicted_against_measured() -> None:
@@ -166,7 +187,7 @@ def test_trace_writes_a_step_that_can_be_read_back() -> None:
 
 def test_methods_are_listed() -> None:
     shown = invoke("methods").stdout
-    assert all(f"\n{name} " in shown for name in METHODS)
+    assert [line for line in shown.splitlines() if not line.startswith(" ")] == [*METHODS]
 
 
 def test_version_and_help() -> None:
@@ -175,7 +196,8 @@ def test_version_and_help() -> None:
         result = invoke(*command, "--help")
         assert result.exit_code == 0
         assert result.stdout == invoke(*command, "-h").stdout
-        assert "..." not in result.stdout.replace("ARGS]...", ""), "a summary in the list of commands is cut"
+        cut = [line for line in result.stdout.replace("ARGS]...", "").splitlines() if line.endswith("...")]
+        assert not cut, "a summary in the list of commands is cut"
 
 
 def test_without_a_command_help_is_shown() -> None:

@@ -206,7 +206,7 @@ def trace(
 
 @main.command()
 def methods() -> None:
-    """List the methods: what trains, what changes in the gradients, what they need, and the source."""
+    """List the methods: what trains, what changes, and the source."""
     from memplan.reports.console import methods_report
 
     print_report(methods_report())

@@ -128,7 +128,7 @@ K_OPTION: Final = click.option("--k", type=Whole(), help="Blocks that train, fro
 RUNNER_OPTION: Final = click.option(
     "--runner",
     type=Named("runner", lambda: ("stock", "memplan")),
-    help="Who runs the step: PyTorch with requires_grad alone, or what memplan apply gives.  [default: stock if it can]",
+    help="PyTorch with requires_grad alone, or what memplan apply gives.  [default: stock where it can]",
 )
 TREATMENT_OPTION: Final = click.option(
     "--treatment",

@@ -1,0 +1,1 @@
+"""The layers that keep exactly what the rules of :mod:`memplan.methods.treatments` promise."""

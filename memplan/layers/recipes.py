@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,16 +39,21 @@ def geometry_of(tensor: Tensor) -> Geometry:
 
 
 class Kept:
-    """A tensor that is kept, in the sight of the saved-tensor hooks that were set outside."""
+    """A tensor that is kept, in the sight of the saved-tensor hooks that were set outside.
 
-    __slots__ = ("_hooks", "_packed", "_version")
+    Autograd asks for it once in a backward; a recipe asks again and again, which hooks need not put up with.
+    """
 
-    def __init__(self, tensor: Tensor, hooks: Hooks | None) -> None:
+    __slots__ = ("_again", "_hooks", "_packed", "_unpacked", "_version")
+
+    def __init__(self, tensor: Tensor, hooks: Hooks | None, *, again: bool = False) -> None:
         self._hooks = hooks
+        self._again = again
+        self._unpacked: Tensor | None = None
         self._packed = tensor if hooks is None else hooks[0](tensor)
         self._version = _version(tensor)
 
-    def get(self) -> Tensor:
+    def get(self, shared: Shared | None = None) -> Tensor:  # noqa: ARG002  # as a view's
         """Return the tensor.
 
         Raises:
@@ -56,8 +61,11 @@ class Kept:
                 check to whoever packs.
         """
         if self._hooks is not None:
-            return self._hooks[1](self._packed)
-        tensor: Tensor = self._packed
+            tensor = self._hooks[1](self._packed) if self._unpacked is None else self._unpacked
+            if self._again:
+                self._unpacked = tensor
+            return tensor
+        tensor = self._packed
         if _version(tensor) != self._version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: a "
@@ -91,23 +99,23 @@ class Recipe:
         self.in_place = in_place
         self.outputs: list[tuple[int, weakref.ref[Value]]] = []
 
-    def run(self) -> tuple[Any, ...]:
+    def run(self, shared: Shared) -> tuple[Any, ...]:
         """Return the op's results again; an op in place works on what is nobody else's."""
-        kwargs = {name: _got(value) for name, value in self._kwargs.items()} if self._kwargs else self._kwargs
+        kwargs = {name: _got(value, shared) for name, value in self._kwargs.items()} if self._kwargs else self._kwargs
         if self.in_place:
             target, *others = self._args
-            rest = [_got(value) for value in others]
-            base = target.value.taken()
+            rest = [_got(value, shared) for value in others]
+            base = target.value.taken(shared)
             self._func(target.window(base), *rest, **kwargs)
             return (base,)
-        result = self._func(*[_got(value) for value in self._args], **kwargs)
+        result = self._func(*[_got(value, shared) for value in self._args], **kwargs)
         return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 class Value:
     """What a storage held between two writes, to be made again."""
 
-    __slots__ = ("__weakref__", "_held", "_made", "_output", "_recipe", "_references", "dtype", "geometry")
+    __slots__ = ("__weakref__", "_held", "_made", "_output", "_readers", "_recipe", "_references", "dtype", "geometry")
 
     def __init__(self, recipe: Recipe, output: int, geometry: Geometry, dtype: torch.dtype) -> None:
         self._recipe = recipe
@@ -115,52 +123,61 @@ class Value:
         self._made: weakref.ref[Tensor] | None = None
         self._held: Tensor | None = None
         self._references = 0  # places in which autograd counts on it
+        self._readers = 0  # places in which recipes do
         self.geometry = geometry
         self.dtype = dtype
         recipe.outputs.append((output, weakref.ref(self)))
 
-    def made(self, *, asked: bool = False) -> Tensor:
+    def made(self, shared: Shared, *, asked: bool = False) -> Tensor:
         """Return the tensor, which others may look at too.
 
-        What autograd asks for, or costs FLOPs, is held until autograd needs it no more.
+        What autograd asks for is held until autograd needs it no more, what costs FLOPs until nobody does.
         """
-        tensor = self._at_hand()
+        tensor = self._at_hand(shared)
         if tensor is None:
-            tensor = self._made_again()
+            tensor = self._made_again(shared)
             self._made = weakref.ref(tensor)
-        if asked or self._recipe.costly:
-            self._hold(tensor)
+            if self._readers > 1:
+                shared[self] = tensor
+        if self._references if asked else self._recipe.costly:
+            self._held = tensor
         return tensor
 
-    def taken(self) -> Tensor:
+    def taken(self, shared: Shared) -> Tensor:
         """Return a tensor that the caller may write to, and nobody else looks at."""
-        tensor = self._at_hand()
-        return self._made_again() if tensor is None else self._laid(tensor)
+        if self._readers > 1 or self._at_hand(shared) is not None:
+            return self._laid(self.made(shared))
+        return self._made_again(shared)
 
-    def referred(self) -> None:
-        """Count one more place in which autograd counts on the value."""
-        self._references += 1
+    def counted(self, places: int, *, asked: bool) -> None:
+        """Count ``places`` more in which autograd, or else a recipe, counts on the value.
 
-    def let_go(self) -> None:
-        """Count one such place less; with the last one the tensor is released."""
-        self._references -= 1
-        if not self._references:
+        The tensor is released with the last of them that it is held for.
+        """
+        if asked:
+            self._references += places
+        else:
+            self._readers += places
+        if not self._references and not (self._recipe.costly and self._readers):
             self._held = None
 
-    def _at_hand(self) -> Tensor | None:
-        return self._held if self._held is not None else self._made() if self._made is not None else None
+    def _at_hand(self, shared: Shared) -> Tensor | None:
+        if self._held is not None:
+            return self._held
+        tensor = None if self._made is None else self._made()
+        return shared.get(self) if tensor is None else tensor
 
-    def _made_again(self) -> Tensor:
-        results = self._recipe.run()
+    def _made_again(self, shared: Shared) -> Tensor:
+        results = self._recipe.run(shared)
         for output, reference in self._recipe.outputs:
             other = reference()
-            if other is not None and other is not self:
-                other._hold(other._settled(results[output]))
+            if other is not None and other is not self and other._at_hand(shared) is None:
+                tensor = other._settled(results[output])
+                if other._references:
+                    other._held = tensor
+                elif other._readers:
+                    shared[other] = tensor
         return self._settled(results[self._output])
-
-    def _hold(self, tensor: Tensor) -> None:
-        if self._references:
-            self._held = tensor
 
     def _settled(self, tensor: Tensor) -> Tensor:
         """Return the tensor with the strides that it had: what looks at it through a window counts on them."""
@@ -174,22 +191,28 @@ class Value:
 
 
 class View:
-    """A window on a value, as an op saw it."""
+    """A window on a value, as an op saw it: what a recipe holds in place of an argument."""
 
     __slots__ = ("_geometry", "value")
+
+    asked: ClassVar[bool] = False
 
     def __init__(self, value: Value, tensor: Tensor) -> None:
         self.value = value
         geometry = geometry_of(tensor)
         self._geometry = None if geometry == value.geometry else geometry
+        value.counted(1, asked=self.asked)
+
+    def __del__(self) -> None:
+        self.value.counted(-1, asked=self.asked)
 
     def window(self, base: Tensor) -> Tensor:
         """Return the window on ``base``, the whole value."""
         return base if self._geometry is None else base.as_strided(*self._geometry)
 
-    def get(self) -> Tensor:
+    def get(self, shared: Shared) -> Tensor:
         """Return the window on the value made again."""
-        return self.window(self.value.made())
+        return self.window(self.value.made(shared, asked=self.asked))
 
 
 class Reference(View):
@@ -197,23 +220,18 @@ class Reference(View):
 
     __slots__ = ()
 
-    def __init__(self, value: Value, tensor: Tensor) -> None:
-        super().__init__(value, tensor)
-        value.referred()
-
-    def __del__(self) -> None:
-        self.value.let_go()
-
-    def get(self) -> Tensor:
-        """Return the window on the value made again, which is then held while autograd may ask for it."""
-        return self.window(self.value.made(asked=True))
+    asked = True
 
 
-def _got(argument: Any) -> Any:
+#: What one request of autograd's makes on its way and needs more than once.
+Shared: TypeAlias = "dict[Value, Tensor]"
+
+
+def _got(argument: Any, shared: Shared) -> Any:
     if isinstance(argument, (View, Kept)):
-        return argument.get()
+        return argument.get(shared)
     if type(argument) is list:
-        return [_got(item) for item in argument]
+        return [_got(item, shared) for item in argument]
     return argument
 
 

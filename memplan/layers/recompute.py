@@ -25,14 +25,14 @@ _autograd: Final = torch._C._autograd
 class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is on, autograd keeps what the schedule says, and references to be made again for the rest.
 
-    It is entered for one forward. An op that differs from the schedule's ends it: from there on everything is kept, as
-    in stock PyTorch. What draws random numbers, writes what it was not given to write, or comes from elsewhere than
-    PyTorch is not repeated, whatever the schedule says.
+    It is entered for one forward. Views are passed over, for autograd adds some on fake tensors; another op that
+    differs from the schedule's ends it: from there on everything is kept, as in stock PyTorch. What draws random
+    numbers, writes what it was not given to write, or comes from elsewhere than PyTorch is never repeated.
     """
 
     def __init__(self, schedule: Sequence[ScheduledOp]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._schedule = schedule
+        self._schedule = [op for op in schedule if not _is_window(op.name)]
         self._length = len(schedule)  # of what is left to be followed
         self._position = 0
         self._values: dict[int, Value] = {}
@@ -143,7 +143,7 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(argument, Tensor):
             value = self._value_of(argument)
             # A detached alias: a tensor that requires a gradient would hold the graph that made it.
-            return Kept(argument.detach(), self._outer) if value is None else View(value, argument)
+            return Kept(argument.detach(), self._outer, again=True) if value is None else View(value, argument)
         if isinstance(argument, (list, tuple)):
             return [self._held(item) for item in argument]
         return argument
@@ -190,7 +190,7 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return saved.get()
             # Ops are repeated as they ran below autograd and autocast.
             with torch.no_grad(), torch._C._DisableAutocast():
-                return saved.get()
+                return saved.get({})
         finally:
             self._idle = before
 
@@ -215,7 +215,7 @@ def _is_foreign(kind: type) -> bool:
 class _Traits:
     """What is to be known about an op, found out once."""
 
-    __slots__ = ("costly", "in_place", "name", "repeatable", "transparent", "writes")
+    __slots__ = ("costly", "in_place", "name", "repeatable", "transparent", "window", "writes")
 
     def __init__(self, func: Any) -> None:
         arguments = func._schema.arguments
@@ -225,7 +225,8 @@ class _Traits:
             if argument.alias_info is not None and argument.alias_info.is_write
         }
         self.name = str(func)
-        self.transparent = func is _DETACH or func.namespace == "prim"
+        self.window = func.is_view or self.name == "aten._unsafe_view.default"
+        self.transparent = self.window or func is _DETACH or func.namespace == "prim"
         self.costly = self.name in COSTLY
         self.writes = tuple(written)
         self.in_place = is_in_place(self.name)
@@ -243,3 +244,17 @@ _TRAITS: Final[dict[Any, _Traits]] = {}
 def _traits_of(func: Any) -> _Traits:
     traits = _TRAITS[func] = _Traits(func)
     return traits
+
+
+_WINDOWS: Final[dict[str, bool]] = {}
+
+
+def _is_window(name: str) -> bool:
+    """Whether an op, by its name, does no more than look at its argument's storage in another way."""
+    known = _WINDOWS.get(name)
+    if known is None:
+        func: Any = torch.ops
+        for part in name.split("."):
+            func = getattr(func, part, None)
+        known = _WINDOWS[name] = func is not None and _traits_of(func).window
+    return known

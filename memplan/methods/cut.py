@@ -280,7 +280,7 @@ def _cheapest(values: Values, costs: Mapping[int, float], fixed: Set[Value]) -> 
     if not values.needed:
         return set()
     import networkx
-    from networkx.algorithms.flow import boykov_kolmogorov
+    from networkx.algorithms.flow import preflow_push
 
     network = networkx.DiGraph()
     outputs = frozenset(values.graph.outputs)
@@ -304,7 +304,7 @@ def _cheapest(values: Values, costs: Mapping[int, float], fixed: Set[Value]) -> 
         else:
             kept = 0 if value.storage in outputs else values.graph.storages[value.storage].bytes
             network.add_edge(maker, value, capacity=kept * _PARTS)
-    _, (_, later) = networkx.minimum_cut(network, "forward", "needed", flow_func=boykov_kolmogorov)
+    _, (_, later) = networkx.minimum_cut(network, "forward", "needed", flow_func=preflow_push)
     return {value for value in seen if value in later and value.op in later and value not in fixed}
 
 

@@ -97,7 +97,7 @@ def with_microbatch(plan: Plan, structure: Structure) -> Plan:
     if boundary is None:
         reason = "no module ends where a single tensor leaves it"
     else:
-        mixed = structure.prefix_mixes_samples(boundary, evaluated=bool(plan.evaluated))
+        mixed = structure.prefix_mixes_samples(evaluated=bool(plan.evaluated))
         if mixed is None:
             return replace(plan, microbatch=Microbatch(boundary, 1))
         reason = mixed

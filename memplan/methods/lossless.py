@@ -23,5 +23,6 @@ LOSSLESS: Final = Method(
     "memplan; selective recomputation after Chen et al. (2016) and PyTorch's minimum-cut partitioner",
     treat=_treat,
     flags=False,
+    any_recording=True,
     recomputes=True,
 )

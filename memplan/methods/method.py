@@ -36,8 +36,10 @@ class Method:
     """A named way to fine-tune.
 
     ``trains`` decides for one parameter; ``treat`` adds what memplan's runner does to the layers, ``None`` for nothing.
-    ``flags`` says whether stock PyTorch can run the method with ``requires_grad`` alone; ``recomputes`` whether a
-    schedule of recomputation is to be found, ``prefix`` whether the frozen prefix runs in eval mode, and in parts.
+    ``changes`` says in words how the gradients differ from plain training, ``needs`` what a model must have.
+    ``flags`` says whether stock PyTorch can run the method with ``requires_grad`` alone, ``any_recording`` whether
+    ``treat`` can read any recording of the model in place of one in which just this trains, and ``recomputes`` whether
+    a schedule of recomputation is to be found.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Method:
     changes: str = "nothing"
     needs: str = "nothing"
     flags: bool = True
+    any_recording: bool = False
     recomputes: bool = False
 
 

@@ -55,8 +55,9 @@ class Plan:
 
     ``trained`` names parameters of the model; the parameters of lite branches train too. ``running`` lists norms that
     use their running statistics and do not update them, ``evaluated`` modules that run in eval mode, ``int8`` layers
-    whose weight is stored in 8 bits. ``schedule`` says of each op of the forward what is recomputed. ``notes`` say where
-    a treatment does not apply, and why; ``untreated`` names what keeps as much as in stock PyTorch for want of a rule.
+    whose weight is stored in 8 bits. ``schedule`` says of each op of the forward what is recomputed. ``notes`` say
+    where a treatment does not apply, and why; ``untreated`` names what keeps as much as in stock PyTorch for want of a
+    rule.
     """
 
     method: str

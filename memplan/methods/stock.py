@@ -1,4 +1,4 @@
-"""Ways to choose what trains that stock PyTorch runs with ``requires_grad`` alone; memplan's layers keep less for them."""
+"""Ways to choose what trains that stock PyTorch runs with ``requires_grad`` alone; memplan keeps less for them."""
 
 from __future__ import annotations
 

@@ -122,9 +122,9 @@ class Structure:
             if storages[view.storage].role in ("activation", "input") and storages[view.storage].born <= end
         }
 
-    def prefix_mixes_samples(self, boundary: str, *, evaluated: bool) -> str | None:
+    def prefix_mixes_samples(self, *, evaluated: bool) -> str | None:
         """Return why samples of the prefix cannot run apart, in words; ``None`` when they can."""
-        inside = {layer.index for layer in self.graph.layers if layer.index in {known.index for known in self.prefix}}
+        inside = {layer.index for layer in self.prefix}
         for op in self.forward:
             layer = self.graph.layers[op.layer]
             if op.layer not in inside:

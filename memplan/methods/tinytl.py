@@ -1,4 +1,4 @@
-"""tinytl-bias, tinytl-lite, tinytl-lite-bias: weights frozen; biases, small residual branches, or both train (Cai et al., 2020)."""
+"""tinytl-bias, tinytl-lite, tinytl-lite-bias: weights frozen; biases, residual branches, or both train (TinyTL)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def _frozen_statistics(plan: Plan, structure: Structure) -> Plan:
     layers = structure.graph.layers
     running = tuple(layers[layer].path for layer in sorted(structure.norms))
     notes = plan.notes
-    kept = {op.name.split(".")[1] for op in structure.forward if op.name in _NEED_INPUT and op.saves}
+    kept = {op.name.split(".")[1] for op in structure.forward if op.name in _NEED_INPUT}
     if kept:
         what = ", ".join(sorted(name.removeprefix("native_") for name in kept))
         notes = (*notes, f"bias-only saves nothing in {what}: their backward needs the input, whatever is frozen")
-    return with_lean_layers(replace(plan, running=running, notes=notes), structure, everywhere=bool(plan.lite))
+    return with_lean_layers(replace(plan, running=running, notes=notes), structure, everywhere=True)
 
 
 def _with_branches(plan: Plan, structure: Structure) -> Plan:
@@ -48,6 +48,7 @@ TINYTL_METHODS: Final = (
         changes=_RUNNING,
         needs="biases",
         flags=False,
+        any_recording=True,
     ),
     Method(
         "tinytl-lite",
@@ -58,6 +59,7 @@ TINYTL_METHODS: Final = (
         changes=f"{_RUNNING}; the network has branches",
         needs="blocks from images to images",
         flags=False,
+        any_recording=True,
     ),
     Method(
         "tinytl-lite-bias",
@@ -68,5 +70,6 @@ TINYTL_METHODS: Final = (
         changes=f"{_RUNNING}; the network has branches",
         needs="blocks from images to images",
         flags=False,
+        any_recording=True,
     ),
 )

@@ -33,7 +33,11 @@ def untreated(step: StepGraph) -> tuple[str, ...]:
                     kept[op.name] += step.storages[storage].bytes
     found = sorted(kept.items(), key=lambda item: (-item[1], item[0]))
     return tuple(
-        f"{name.removeprefix('aten.').removesuffix('.default')} keeps {format_bytes(size, unit='MB')}"
+        f"{name.removeprefix('aten.').removesuffix('.default')} keeps {_shown(size)}"
         for name, size in found
         if size > _LEAST_SHARE * step.saved_bytes
     )
+
+
+def _shown(size: int) -> str:
+    return format_bytes(size, unit="MB" if size >= 100_000 else "KB")

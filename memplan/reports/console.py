@@ -87,18 +87,19 @@ def verification_report(verification: Verification) -> RenderableType:
 
 
 def methods_report() -> RenderableType:
-    """Return the table of all methods: what trains, and where it is from."""
-    return Columns(
-        (
-            Column("method", tuple(METHODS), right=False),
-            Column("trains", tuple(method.summary for method in METHODS.values()), right=False, elastic=True),
-            Column("gradients", tuple(method.gradients for method in METHODS.values()), right=False),
-            Column("what changes", tuple(method.changes for method in METHODS.values()), right=False, leaves=2),
-            Column("needs", tuple(method.needs for method in METHODS.values()), right=False, leaves=3),
-            Column("source", tuple(method.source for method in METHODS.values()), right=False, leaves=1),
-        ),
-        indent=0,
-    )
+    """Return all methods: what trains, who runs them, what changes in the gradients, what they need, the source."""
+    parts: list[RenderableType] = []
+    for method in METHODS.values():
+        runners = "stock and memplan" if method.flags else "memplan"
+        facts = (
+            ("trains", method.summary),
+            ("runner", runners),
+            ("gradients", method.gradients if method.changes == "nothing" else f"{method.gradients}: {method.changes}"),
+            ("needs", method.needs),
+            ("source", method.source),
+        )
+        parts += [_title(method.name), *(_paragraph(f"{name}: {fact}", indent=2) for name, fact in facts)]
+    return Group(*parts)
 
 
 def verdict(analysis: Analysis) -> Paragraph:
@@ -107,12 +108,14 @@ def verdict(analysis: Analysis) -> Paragraph:
     budget = size(analysis.budget_bytes)
     fitting = [method for method in analysis.methods if method.fits]
     if fitting:
-        listed = ", ".join(f"{method.label} ({size(method.footprint.peak_bytes)})" for method in fitting)
+        listed = ", ".join(
+            f"{method.runner} {method.label} ({size(method.footprint.peak_bytes)})" for method in fitting
+        )
         return _paragraph(f"Fits in {budget}: {listed}", style="bold green")
     nearest = min(analysis.methods, key=lambda method: method.footprint.peak_bytes)
     peak_bytes = nearest.footprint.peak_bytes
     return _paragraph(
-        f"Nothing listed fits in {budget}: the nearest, {nearest.label}, needs {size(peak_bytes)}, "
+        f"Nothing listed fits in {budget}: the nearest, {nearest.runner} {nearest.label}, needs {size(peak_bytes)}, "
         f"{size(peak_bytes - analysis.budget_bytes)} more.",
         style="bold red",
     )
@@ -157,15 +160,15 @@ def _methods(analysis: Analysis) -> Columns:
         return Column(heading, tuple(format_bytes(value, unit=unit) for value in values), leaves=leaves)
 
     columns = [
-        Column("", tuple(method.runner for method in rows), right=False),
+        Column("", tuple(method.runner for method in rows), right=False, leaves=5),
         Column("", tuple(method.label for method in rows), right=False),
         sizes("saved", (footprint.saved_bytes for footprint in prints)),
         sizes("temp", (footprint.temp_bytes for footprint in prints), leaves=4),
-        sizes("resident", (footprint.resident_bytes for footprint in prints), leaves=5),
+        sizes("resident", (footprint.resident_bytes for footprint in prints), leaves=3),
         sizes("peak", (footprint.peak_bytes for footprint in prints)),
         Column("trains", tuple(elements(footprint.trained_parameters) for footprint in prints), leaves=2),
-        Column("FLOPs", tuple(flops(print_.flops_forward + print_.flops_backward) for print_ in prints), leaves=3),
-        Column("gradients", tuple(method.gradients for method in rows), right=False, leaves=1),
+        Column("FLOPs", tuple(flops(each.flops_forward + each.flops_backward) for each in prints), leaves=1),
+        Column("gradients", tuple(method.gradients for method in rows), right=False, leaves=6),
     ]
     if analysis.budget_bytes is not None:
         columns.append(Column(size(analysis.budget_bytes), tuple(_FITS[method.fits] for method in rows)))

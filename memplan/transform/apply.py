@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from memplan.errors import AnalysisError, UsageError
 from memplan.layers.frozen_int8 import dequantize_, quantize_
 from memplan.layers.lite_residual import LiteResidual
 from memplan.methods.plan import Plan
 from memplan.methods.treatments.lite_residual import LiteShape
-from memplan.transform.runtime import Runtime
+from memplan.transform.runtime import PlannedForward, Runtime
 
 #: Names that a planned model has beside its own.
-_RUNTIME = "_memplan_runtime"
-_BRANCH = "lite_residual"
+_APPLIED: Final = "_memplan_applied"
+_BRANCH: Final = "lite_residual"
+
+_FORWARD: Final = "forward"
 
 
 def apply_(module: nn.Module, plan: Plan) -> nn.Module:
     """Make ``module`` train as ``plan`` says, in place, and return it.
 
     Raises:
-        UsageError: a plan is applied to it already, or the plan names what it does not have.
+        UsageError: a plan is applied to it, or to a module in it, already; or a treatment is not known.
+        AnalysisError: the plan is for another model.
     """
-    if plan_of(module) is not None:
-        raise UsageError(f"a plan is applied to this {type(module).__name__} already; memplan.restore it first")
+    check_unplanned(module)
     _check(module, plan)
     own = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     trained = frozenset(plan.trained)
@@ -34,15 +37,17 @@ def apply_(module: nn.Module, plan: Plan) -> nn.Module:
         parameter.requires_grad_(name in trained)
         parameter.grad = None
     for path in plan.int8:
-        quantize_(module.get_submodule(path))
-    for branch in plan.lite:
-        _add_branch(module.get_submodule(branch.path), branch.shape)
+        try:
+            quantize_(module.get_submodule(path))
+        except TypeError as error:
+            raise AnalysisError(f"the plan is for another model: {path!r} cannot be stored in 8 bits: {error}") from error
+    handles = [_add_branch(module.get_submodule(branch.path), branch.shape) for branch in plan.lite]
     runtime = Runtime(plan)
-    handles = (
-        module.register_forward_pre_hook(runtime.before, with_kwargs=True),
-        module.register_forward_hook(runtime.after, with_kwargs=True, always_call=True),
-    )
-    object.__setattr__(module, _RUNTIME, _Applied(plan, tuple(handle.id for handle in handles), own))
+    for path, part in module.named_modules():
+        if not isinstance(part, torch.jit.ScriptModule) and _has_forward(part):
+            part.__dict__[_FORWARD] = PlannedForward(runtime, path, part, part.__dict__.get(_FORWARD))
+    runtime.tables  # noqa: B018  # a treatment that cannot be found is told now, not in the first forward
+    module.__dict__[_APPLIED] = _Applied(plan, tuple(handles), own)
     return module
 
 
@@ -53,70 +58,91 @@ def restore_(module: nn.Module, *, keep_branches: bool = True) -> nn.Module:
     with the rest, stay, unless ``keep_branches`` is off: without them the network would be another one.
 
     Raises:
-        UsageError: no plan is applied to it.
+        UsageError: no plan is applied to it, or a forward of it has been replaced since.
     """
-    applied = module.__dict__.get(_RUNTIME)
+    applied = module.__dict__.get(_APPLIED)
     if applied is None:
         raise UsageError(
             f"no plan is applied to this {type(module).__name__}; give a model that memplan.apply returned"
         )
-    before, after = applied.hooks
-    for hooks, number in ((module._forward_pre_hooks, before), (module._forward_hooks, after)):
-        hooks.pop(number, None)
-    for table in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_with_kwargs):
-        table.pop(before, None)
-        table.pop(after, None)
-    module._forward_hooks_always_called.pop(after, None)
+    for path, part in module.named_modules():
+        forward = part.__dict__.get(_FORWARD)
+        if forward is None or part is module and not isinstance(forward, PlannedForward):
+            if part is module:
+                raise UsageError(f"the forward of this {type(module).__name__} was replaced after memplan.apply; put it back")
+        elif isinstance(forward, PlannedForward):
+            del part.__dict__[_FORWARD]
+            if forward.inner is not None:
+                part.__dict__[_FORWARD] = forward.inner
     for path in applied.plan.int8:
         dequantize_(module.get_submodule(path))
-    for branch in () if keep_branches else applied.plan.lite:
-        _remove_branch(module.get_submodule(branch.path))
+    if not keep_branches:
+        for handle in applied.handles:
+            handle.remove()
+        for branch in applied.plan.lite:
+            delattr(module.get_submodule(branch.path), _BRANCH)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(applied.required.get(name, True))
-    for path in (*applied.plan.running, *applied.plan.evaluated):
-        module.get_submodule(path).training = module.training
-    object.__delattr__(module, _RUNTIME)
+    del module.__dict__[_APPLIED]
     return module
 
 
-def plan_of(module: nn.Module) -> Plan | None:
+def plan_of(module: Any) -> Plan | None:
     """Return the plan that is applied to ``module``, or ``None``."""
-    applied = module.__dict__.get(_RUNTIME)
+    applied = getattr(unwrapped(module), "__dict__", {}).get(_APPLIED)
     return None if applied is None else applied.plan
 
 
-class _Applied:
-    """What ``restore_`` needs: the plan, the hooks' numbers, and which parameters required gradients before."""
+def unwrapped(module: Any) -> Any:
+    """Return the module that a compiled one was compiled from, or ``module`` itself."""
+    return getattr(module, "_orig_mod", module)
 
-    def __init__(self, plan: Plan, hooks: tuple[int, ...], required: dict[str, bool]) -> None:
+
+def check_unplanned(module: nn.Module) -> None:
+    """Raise where a plan is applied to ``module`` or to a module in it.
+
+    Raises:
+        UsageError: one is.
+    """
+    for path, part in unwrapped(module).named_modules():
+        if plan_of(part) is not None:
+            where = f"{path!r} in this {type(module).__name__}" if path else f"this {type(part).__name__}"
+            raise UsageError(f"a plan is applied to {where} already; memplan.restore it first")
+
+
+class _Applied:
+    """What ``restore_`` needs: the plan, the branches' hooks, and which parameters required gradients before.
+
+    The handles come along when a model is pickled, so that PyTorch gives no number of theirs to another hook.
+    """
+
+    def __init__(self, plan: Plan, handles: tuple[RemovableHandle, ...], required: dict[str, bool]) -> None:
         self.plan = plan
-        self.hooks = hooks
+        self.handles = handles
         self.required = required
 
 
-def _add_branch(block: nn.Module, shape: LiteShape) -> None:
+def _has_forward(module: nn.Module) -> bool:
+    return _FORWARD in module.__dict__ or getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
+
+
+def _add_branch(block: nn.Module, shape: LiteShape) -> RemovableHandle:
     like = next((parameter for parameter in block.parameters() if parameter.is_floating_point()), torch.empty(0))
     default = torch.get_default_dtype()
     torch.set_default_dtype(like.dtype)
     try:
-        with like.device:
+        with like.device, torch.random.fork_rng([like.device] if like.is_cuda else []):
             branch = LiteResidual(shape)
     finally:
         torch.set_default_dtype(default)
-    block.add_module(_BRANCH, branch)
-    block.register_forward_hook(add_branch)
+    block.add_module(_BRANCH, branch.train(block.training))
+    return block.register_forward_hook(add_branch, with_kwargs=True)
 
 
-def _remove_branch(block: nn.Module) -> None:
-    delattr(block, _BRANCH)
-    for number, hook in list(block._forward_hooks.items()):
-        if hook is add_branch:
-            del block._forward_hooks[number]
-
-
-def add_branch(block: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+def add_branch(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
     """Return a block's output with its branch's added: a forward hook."""
-    added: torch.Tensor = block.lite_residual(args[0], output.shape[2:])
+    source = args[0] if args else next(iter(kwargs.values()))
+    added: torch.Tensor = block.lite_residual(source, output.shape[2:])
     return output + added
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
 from memplan.methods.plan import Microbatch
@@ -18,39 +18,41 @@ class PrefixRun:
     module's answer it meets the answers of all, and what follows sees the whole batch.
     """
 
-    def __init__(self, root: nn.Module, how: Microbatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._root = root
-        self._boundary = root.get_submodule(how.boundary)
+    def __init__(self, how: Microbatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._boundary = how.boundary
         self._samples = how.samples
         self._inputs = (args, kwargs)
-        self._batch = next(
-            (
-                leaf.shape[0]
-                for leaf in pytree.tree_leaves(self._inputs)
-                if isinstance(leaf, torch.Tensor) and leaf.dim()
-            ),
-            0,
-        )
+        tensors = [leaf for leaf in pytree.tree_leaves(self._inputs) if isinstance(leaf, torch.Tensor)]
+        self._batch = next((tensor.shape[0] for tensor in tensors if tensor.dim()), 0)
+        # Whoever asks for an input's gradient needs the prefix in one piece, with its graph.
+        self._whole_at_once = self._batch <= self._samples or any(tensor.requires_grad for tensor in tensors)
         self._whole: torch.Tensor | None = None
         self._done = 0
+        self._answered: Callable[[Any], Any] | None = None
 
-    def run_all_but_last(self, layers: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def run_all_but_last(self, forward: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Run every part but the last up to the boundary; return the inputs of the last part."""
-        if self._batch <= self._samples:
+        if self._whole_at_once:
             return self._inputs
         last = (self._batch - 1) // self._samples * self._samples
-        layers.intercept = self._leave
-        depth = list(layers._stack), layers.current
+        self._answered = self._leave
         with torch.no_grad():
             for first in range(0, last, self._samples):
                 args, kwargs = self._part(first, first + self._samples)
                 try:
-                    self._root.forward(*args, **kwargs)
+                    forward(*args, **kwargs)
                 except _Reached:
-                    layers._stack[:], layers.current = list(depth[0]), depth[1]
-                del args, kwargs
-        layers.intercept = self._deliver
-        return self._part(last, self._batch)
+                    del args, kwargs
+                else:  # this forward takes another way
+                    self._answered = self._whole = None
+                    return self._inputs
+        self._answered = self._deliver
+        inputs: tuple[tuple[Any, ...], dict[str, Any]] = self._part(last, self._batch)
+        return inputs
+
+    def answered(self, path: str, output: Any) -> Any:
+        """Return what the module at ``path`` gives, having made ``output``."""
+        return output if self._answered is None or path != self._boundary else self._answered(output)
 
     def _part(self, first: int, end: int) -> Any:
         def cut(leaf: Any) -> Any:
@@ -59,16 +61,14 @@ class PrefixRun:
 
         return pytree.tree_map(cut, self._inputs)
 
-    def _leave(self, module: nn.Module, output: Any) -> None:
-        if module is self._boundary:
-            self._add(output)
-            raise _Reached
+    def _leave(self, output: torch.Tensor) -> None:
+        self._add(output)
+        raise _Reached
 
-    def _deliver(self, module: nn.Module, output: Any) -> Any:
-        if module is not self._boundary:
-            return None
+    def _deliver(self, output: torch.Tensor) -> torch.Tensor | None:
         with torch.no_grad():
             self._add(output)
+        self._answered = None
         whole, self._whole = self._whole, None
         return whole
 
@@ -81,5 +81,5 @@ class PrefixRun:
         self._done += output.shape[0]
 
 
-class _Reached(Exception):
-    """The boundary has answered; the rest of this forward is not needed."""
+class _Reached(BaseException):
+    """The boundary has answered; the rest of this forward is not needed. No failure, which a model might catch."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import memplan.layers.masks  # noqa: F401  # its operators have formulas too
 from memplan.graph.records import Machine, TensorView
 from memplan.memory.scratch import scratch_bytes
 from memplan.memory.scratch.table import FORMULAS

@@ -55,13 +55,13 @@ def test_a_terminal_gets_colour_and_shades() -> None:
 
 
 def test_the_verdict_lists_what_fits() -> None:
-    assert "\nFits in 70.0 MB: top-k k=1 (68.0 MB)\n" in shown(analysis_report(analysis(budget_bytes=70_000_000)))
+    assert "\nFits in 70.0 MB: stock top-k k=1 (68.0 MB)\n" in shown(analysis_report(analysis(budget_bytes=70_000_000)))
 
 
 def test_the_verdict_says_by_how_much_the_nearest_misses() -> None:
     text = shown(analysis_report(analysis(budget_bytes=67_999_900)), 120)
     # 68,000,000 - 67,999,900: a miss never reads as 0.0 MB.
-    assert "Nothing listed fits in 68.0 MB: the nearest, top-k k=1, needs 68.0 MB, 100 B more." in text
+    assert "Nothing listed fits in 68.0 MB: the nearest, stock top-k k=1, needs 68.0 MB, 100 B more." in text
 
 
 def test_without_a_budget_there_is_no_verdict() -> None:
@@ -138,7 +138,18 @@ def test_a_verification_names_its_quantities() -> None:
     assert "RSS" not in shown(verification_report(dataclasses.replace(verification(), rss_bytes=None)))
 
 
-def test_methods_are_listed_with_their_source() -> None:
-    text = shown(methods_report(), 120)
-    assert "top-k      the last k blocks and the head train" in text
-    assert "MobileTL (AAAI 2023)" in text
+def test_methods_are_listed_with_what_changes_and_their_source() -> None:
+    entries = shown(methods_report(), 120).split("\nmobiletl\n")[1].split("\ntinytl-bias\n")[0].splitlines()
+    assert [line.split(":")[0].strip() for line in entries[:1]] == ["trains"]
+    assert "  runner: memplan" in entries
+    assert any(line.startswith("  gradients: approximate: through activations g * 1[x >= 0]") for line in entries)
+    assert entries[-1] == "  source: MobileTL (AAAI 2023)"
+
+
+def test_who_runs_a_method_and_whether_its_gradients_are_exact_are_shown() -> None:
+    record = analysis()
+    method = dataclasses.replace(record.methods[0], runner="memplan", gradients="approximate")
+    text = shown(analysis_report(dataclasses.replace(record, methods=(*record.methods, method))), 120)
+    (row,) = (line for line in text.splitlines() if line.startswith("  memplan"))
+    assert row.split()[1:3] == ["full", "32.0"]
+    assert row.endswith("approximate")
