@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memplan.analysis import analyze
-    from memplan.application import apply, optimizer, restore, trained_parameters
+    from memplan.application import apply, load_plan, optimizer, restore, trained_parameters
     from memplan.errors import AnalysisError, MemplanError, UsageError
     from memplan.graph.step_graph import StepGraph
     from memplan.layers.fused_update import FusedUpdate
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "analyze": "memplan.analysis",
     "apply": "memplan.application",
+    "load_plan": "memplan.application",
     "optimizer": "memplan.application",
     "plan_of": "memplan.transform.apply",
     "restore": "memplan.application",
@@ -66,6 +67,7 @@ __all__ = [
     "Verification",
     "analyze",
     "apply",
+    "load_plan",
     "optimizer",
     "plan_of",
     "restore",

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from memplan.errors import AnalysisError, UsageError
+from memplan.memory import Implementation
+from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import Method, Plan, method_named
-from memplan.steps import Steps
+from memplan.methods.plan import plan_from_json
+from memplan.methods.treatments import treatment_named
+from memplan.steps import PlannedStep, Steps
 from memplan.subject import Subject, subject_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+#: The file of a directory that ``memplan apply`` writes in which the plan is.
+PLAN_FILE: Final = "plan.json"
 
 
 def apply(
@@ -45,17 +54,26 @@ def apply(
         UsageError: a name or number that cannot be understood; a plan is applied already.
         AnalysisError: the model cannot be recorded, or the plan is for another model.
     """
-    from memplan.transform.apply import apply_, plan_of
+    from memplan.transform.apply import apply_, check_unplanned
 
-    if not isinstance(model, str) and callable(getattr(model, "named_parameters", None)) and plan_of(model) is not None:
-        raise UsageError(f"a plan is applied to this {type(model).__name__} already; memplan.restore it first")
-    if isinstance(method, Plan) and inputs is None and not isinstance(model, str):
-        return apply_(_copied(model), method)
+    if not isinstance(method, (str, Method, Plan)):
+        raise UsageError(
+            f"a method is a name such as 'mobiletl', a Method or a Plan, not {type(method).__name__}; pass one of these"
+        )
+    if isinstance(method, Plan):
+        given = {"k": k, "treatments": treatments or None}
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name}={value!r} is given with a plan, which says it already; leave one of them out")
+    if _is_module(model):
+        check_unplanned(model)
+        if isinstance(method, Plan):
+            return apply_(_copied(model), method)
     about = subject_of(model, inputs, **subject)
     plan = (
         method if isinstance(method, Plan) else plan_for(about, method, k=k, treatments=treatments, optimizer=optimizer)
     )
-    return apply_(about.built("cpu")[0] if about.source is not None else _copied(model), plan)
+    return apply_(about.built("cpu")[0] if about.module is None else _copied(about.module), plan)
 
 
 def plan_for(
@@ -71,15 +89,64 @@ def plan_for(
     Raises:
         UsageError, AnalysisError: see :func:`apply`.
     """
-    from memplan.memory.optimizers import optimizer_rule
+    return planned_by(Steps(subject), method, k=k, treatments=treatments, optimizer=optimizer).plan
+
+
+def planned_by(
+    steps: Steps,
+    method: str | Method,
+    *,
+    k: int | None = None,
+    treatments: Sequence[str] = (),
+    optimizer: str = "sgd",
+    implementation: Implementation = "loop",
+) -> PlannedStep:
+    """Return the plan of a method for the model of ``steps``, with its fingerprint, and its step.
+
+    Raises:
+        UsageError, AnalysisError: see :func:`apply`.
+    """
+    from memplan.transform.apply import fingerprint
 
     optimizer_rule(optimizer)
-    steps = Steps(subject)
     chosen = method if isinstance(method, Method) else method_named(method)
+    if isinstance(treatments, str):
+        treatments = (treatments,)
+    for name in treatments:
+        if not isinstance(name, str):
+            raise UsageError(f"a treatment is given by its name, not as a {type(name).__name__}; write its name")
+        treatment_named(name)
     if k is not None and not chosen.needs_k:
         raise UsageError(f"method {chosen.name!r} takes no k (={k}); leave it out, or use top-k or mobiletl")
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool)):
+        raise UsageError(f"k is a whole number, not {k!r}; write for example k=5")
     blocks = steps.settled_k(chosen, k)
-    return steps.planned(chosen, blocks, treatments=treatments, optimizer=optimizer).plan
+    made = steps.planned(chosen, blocks, treatments=treatments, optimizer=optimizer, implementation=implementation)
+    if not made.plan.trained and not made.plan.lite:
+        raise AnalysisError(
+            f"method {chosen.name!r} trains nothing of this {type(steps.model.module).__name__}, which is frozen or "
+            "has no parameters; choose another method"
+        )
+    return replace(made, plan=replace(made.plan, model=fingerprint(steps.model.module)))
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Return the plan in a file that ``memplan apply`` wrote, or in the directory that it wrote to.
+
+    Raises:
+        UsageError: there is no such file, or it holds no plan.
+    """
+    file = Path(path)
+    file = file / PLAN_FILE if file.is_dir() else file
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{str(file)!r} is not text; give a {PLAN_FILE} that memplan apply wrote") from error
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {str(file)!r}: {error.strerror or error}; give a {PLAN_FILE} that memplan apply wrote"
+        ) from error
+    return plan_from_json(text, repr(str(file)))
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -127,8 +194,14 @@ def optimizer(
     return optimizer_class(kind)(trained, **options)
 
 
-def _copied(model: Any) -> Any:
-    module = getattr(model, "_orig_mod", model)
+def _is_module(model: object) -> TypeGuard[nn.Module]:
+    return not isinstance(model, str) and callable(getattr(model, "named_parameters", None))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    from memplan.transform.apply import unwrapped
+
+    module: nn.Module = unwrapped(model)
     try:
         return copy.deepcopy(module)
     except Exception as error:

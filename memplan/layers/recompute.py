@@ -15,11 +15,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.layers.recipes import COSTLY, Hooks, Kept, Recipe, Reference, Value, View, geometry_of
-from memplan.methods.cut import ScheduledOp, is_in_place, is_repeatable, takes_statistics
+from memplan.methods.cut import RESHAPING, ScheduledOp, is_in_place, is_repeatable, takes_statistics
 
 _DETACH: Final = torch.ops.aten.detach.default
 _NORMALIZE: Final = torch.ops.aten.native_batch_norm.default
 _autograd: Final = torch._C._autograd
+
+#: Dtypes in which a norm computes; it rounds its statistics to others when it returns them.
+_EXACT: Final = frozenset({torch.float32, torch.float64})
 
 
 class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -94,11 +97,13 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an op of whose results some are recomputed."""
         if takes_statistics(traits.name, args):
-            # With the statistics of the first time the norm is one pass, and the running ones are left alone.
-            source, weight, bias = map(self._held, args[:3])
+            # The running statistics are left alone, and those of the first time save a pass where they are exact.
+            held = [self._held(value) for value in args[:3]]
             result = func(*args, **kwargs)
-            mean, deviation = self._held(result[1]), self._held(result[2])
-            recipe = Recipe(_normalized, (source, weight, bias, mean, deviation), {})
+            if result[1].dtype in _EXACT:
+                recipe = Recipe(_normalized, (*held, self._held(result[1]), self._held(result[2])), {})
+            else:
+                recipe = Recipe(_NORMALIZE, (*held, None, None, True, 0.0, args[-1]), {})
             recomputed = (0,)
         else:
             held = [self._held(value) for value in args]
@@ -225,7 +230,8 @@ class _Traits:
             if argument.alias_info is not None and argument.alias_info.is_write
         }
         self.name = str(func)
-        self.window = func.is_view or self.name == "aten._unsafe_view.default"
+        packet = self.name.rpartition(".")[0]
+        self.window = func.is_view or packet in RESHAPING or packet == "aten._unsafe_view"
         self.transparent = self.window or func is _DETACH or func.namespace == "prim"
         self.costly = self.name in COSTLY
         self.writes = tuple(written)

@@ -64,6 +64,13 @@ _ATTENTION: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 
+#: Ops that, in place, change how a tensor looks at its storage, and not what is in it.
+RESHAPING: Final = frozenset(
+    f"aten.{name}_"
+    for name in ("as_strided", "detach", "squeeze", "swapaxes", "swapdims", "t", "transpose", "unsqueeze")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ScheduledOp:
     """One op of the forward in a schedule: its name, and which of its results are recomputed rather than kept."""
@@ -114,8 +121,8 @@ def schedule(
 
 def is_in_place(name: str) -> bool:
     """Whether an op, by PyTorch's naming, writes its result into its first argument."""
-    base = name.split(".")[1]
-    return base.endswith("_") and not base.endswith("__")
+    full = name.rpartition(".")[0]
+    return full.endswith("_") and not full.endswith("__") and full not in RESHAPING
 
 
 def is_repeatable(name: str, args: Sequence[Any]) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from memplan.errors import UsageError
 from memplan.methods.cut import ScheduledOp
-from memplan.methods.treatments.lite_residual import LiteShape
+from memplan.methods.treatments.lite_residual import LiteShape, Norm
 
 #: Whether the gradients are those of the same network trained by stock PyTorch.
 Gradients: TypeAlias = Literal["exact", "approximate"]
@@ -50,6 +50,18 @@ class Microbatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What tells models apart: how many parameters, how many numbers in them, and a digest of names and shapes."""
+
+    parameters: int
+    numbers: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.parameters} parameters of {self.numbers:,} numbers"
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What trains and what is done to each layer, for one model.
 
@@ -57,7 +69,7 @@ class Plan:
     use their running statistics and do not update them, ``evaluated`` modules that run in eval mode, ``int8`` layers
     whose weight is stored in 8 bits. ``schedule`` says of each op of the forward what is recomputed. ``notes`` say
     where a treatment does not apply, and why; ``untreated`` names what keeps as much as in stock PyTorch for want of a
-    rule.
+    rule. ``model`` is the model's fingerprint; a plan without one is for any model that has what it names.
     """
 
     method: str
@@ -75,6 +87,7 @@ class Plan:
     fused_update: bool = False
     notes: tuple[str, ...] = ()
     untreated: tuple[str, ...] = ()
+    model: Fingerprint | None = None
 
     @property
     def treatments(self) -> tuple[str, ...]:
@@ -123,28 +136,106 @@ def plan_from_json(text: str, source: str = "the plan") -> Plan:
     schema = fields.get("schema") if isinstance(fields, Mapping) else None
     if schema != SCHEMA:
         raise UsageError(f"{source} has the schema {schema!r}, not {SCHEMA!r}; write it again with memplan apply")
+    read = _Fields(fields)
     try:
         return Plan(
-            method=fields["method"],
-            k=fields["k"],
-            trained=tuple(fields["trained"]),
-            gradients=fields["gradients"],
-            layers=tuple(TreatedLayer(entry["path"], tuple(entry["treatments"])) for entry in fields["layers"]),
-            running=tuple(fields["running"]),
-            evaluated=tuple(fields["evaluated"]),
-            tuned=tuple(TunedPair(**entry) for entry in fields["tuned"]),
-            int8=tuple(fields["int8"]),
-            lite=tuple(LiteBranch(entry["path"], _lite_shape(entry["shape"])) for entry in fields["lite"]),
-            schedule=tuple(ScheduledOp(name, tuple(recomputed)) for name, *recomputed in fields["schedule"]),
-            microbatch=None if fields["microbatch"] is None else Microbatch(**fields["microbatch"]),
-            fused_update=fields["fused_update"],
-            notes=tuple(fields["notes"]),
-            untreated=tuple(fields["untreated"]),
+            method=read.text("method"),
+            k=None if fields["k"] is None else _whole(fields["k"], 0),
+            trained=read.texts("trained"),
+            gradients=read.gradients(),
+            layers=tuple(TreatedLayer(entry.text("path"), entry.texts("treatments")) for entry in read.each("layers")),
+            running=read.texts("running"),
+            evaluated=read.texts("evaluated"),
+            tuned=tuple(TunedPair(entry.text("convolution"), entry.text("norm")) for entry in read.each("tuned")),
+            int8=read.texts("int8"),
+            lite=tuple(LiteBranch(entry.text("path"), entry.lite_shape()) for entry in read.each("lite")),
+            schedule=tuple(_scheduled(entry) for entry in read.list("schedule")),
+            microbatch=read.microbatch(),
+            fused_update=read.flag("fused_update"),
+            notes=read.texts("notes"),
+            untreated=read.texts("untreated"),
+            model=read.fingerprint(),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{source} is not a complete plan: {error!r}; write it again with memplan apply") from error
+    except KeyError as error:
+        raise UsageError(
+            f"{source} is not a whole plan: there is no {error}; write it again with memplan apply"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{source} is not a plan: {error}; write it again with memplan apply") from error
 
 
-def _lite_shape(fields: Mapping[str, Any]) -> LiteShape:
-    pooled = fields["pooled_to"]
-    return LiteShape(**{**fields, "pooled_to": None if pooled is None else tuple(pooled)})
+class _Fields:
+    """Values of a JSON object, each checked for its type."""
+
+    def __init__(self, fields: Any) -> None:
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"{fields!r} is not an object")
+        self._fields = fields
+
+    def list(self, name: str) -> list[Any]:
+        value = self._fields[name]
+        if not isinstance(value, list):
+            raise TypeError(f"{name!r} is {value!r}, not a list")
+        return value
+
+    def each(self, name: str) -> Iterator[_Fields]:
+        return map(_Fields, self.list(name))
+
+    def text(self, name: str) -> str:
+        return _text(self._fields[name])
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        return tuple(map(_text, self.list(name)))
+
+    def flag(self, name: str) -> bool:
+        if not isinstance(self._fields[name], bool):
+            raise TypeError(f"{name!r} is {self._fields[name]!r}, neither true nor false")
+        return bool(self._fields[name])
+
+    def gradients(self) -> Gradients:
+        value = self._fields["gradients"]
+        if value not in get_args(Gradients):
+            raise ValueError(f"gradients are exact or approximate, not {value!r}")
+        return value  # type: ignore[no-any-return]
+
+    def microbatch(self) -> Microbatch | None:
+        value = self._fields["microbatch"]
+        return None if value is None else Microbatch(_Fields(value).text("boundary"), _whole(value["samples"], 1))
+
+    def fingerprint(self) -> Fingerprint | None:
+        value = self._fields["model"]
+        if value is None:
+            return None
+        return Fingerprint(_whole(value["parameters"], 0), _whole(value["numbers"], 0), _text(value["digest"]))
+
+    def lite_shape(self) -> LiteShape:
+        fields = self._fields["shape"]
+        norm, pooled = fields["norm"], fields["pooled_to"]
+        if norm not in get_args(Norm):
+            raise ValueError(f"a branch's norm is batch or group, not {norm!r}")
+        if pooled is not None:
+            height, width = pooled
+            pooled = _whole(height, 1), _whole(width, 1)
+        sizes = {name: _whole(fields[name], 1) for name in _LITE_SIZES}
+        return LiteShape(**sizes, pooled_to=pooled, norm=norm)
+
+
+_LITE_SIZES: Final = ("in_channels", "mid_channels", "out_channels", "kernel", "stride", "groups")
+
+
+def _scheduled(entry: Any) -> ScheduledOp:
+    if not isinstance(entry, list) or not entry:
+        raise TypeError(f"{entry!r} in the schedule is not a list of a name and numbers")
+    return ScheduledOp(_text(entry[0]), tuple(_whole(number, 0) for number in entry[1:]))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _whole(value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise TypeError(f"{value!r} is not a number from {least} on")
+    return value

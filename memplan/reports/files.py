@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from memplan.errors import UsageError
@@ -44,6 +46,50 @@ def write_whole(path: Path, text: str) -> None:
             _replace(path.resolve(), text)
     except OSError as error:
         raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}; name another file") from error
+
+
+def check_folder(folder: Path, names: Iterable[str], *, replace: bool) -> None:
+    """Raise where files with ``names`` cannot be written to ``folder``, which may be still to be made.
+
+    Raises:
+        UsageError: the folder cannot be made or written to, or has such a file and ``replace`` is off.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"cannot write to {str(folder)!r}: it is a file; name a directory")
+    if folder.is_dir():
+        for name in names:
+            if (folder / name).exists() and not replace:
+                raise UsageError(f"{str(folder)!r} has a {name} already; name another directory, or add --force")
+            check_writable(folder / name)
+    else:
+        check_writable(folder)
+
+
+def write_folder(folder: Path, files: Mapping[str, Callable[[Path], None]], *, replace: bool) -> None:
+    """Write several files to ``folder``: all whole, or none; ``files`` maps names to what writes one to a path.
+
+    A folder that is not there is made, and seen only when it is complete.
+
+    Raises:
+        UsageError: see :func:`check_folder`; or the files cannot be written, and what was there before still is.
+    """
+    check_folder(folder, files, replace=replace)
+    there = folder.is_dir()
+    try:
+        drafts = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if there else folder.resolve().parent))
+        try:
+            for name, write in files.items():
+                write(drafts / name)
+            if there:
+                for name in files:
+                    os.replace(drafts / name, folder / name)
+            else:
+                drafts.chmod(0o777 & ~_umask())
+                os.replace(drafts, folder)
+        finally:
+            shutil.rmtree(drafts, ignore_errors=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {str(folder)!r}: {error.strerror or error}; name another one") from error
 
 
 def _replace(path: Path, text: str) -> None:

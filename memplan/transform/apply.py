@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from memplan.errors import AnalysisError, UsageError
 from memplan.layers.frozen_int8 import dequantize_, quantize_
 from memplan.layers.lite_residual import LiteResidual
-from memplan.methods.plan import Plan
+from memplan.methods.plan import Fingerprint, Plan
 from memplan.methods.treatments.lite_residual import LiteShape
 from memplan.transform.runtime import PlannedForward, Runtime
 
 #: Names that a planned model has beside its own.
 _APPLIED: Final = "_memplan_applied"
 _BRANCH: Final = "lite_residual"
+_BRANCH_HOOK: Final = "_memplan_branch_hook"
 
 _FORWARD: Final = "forward"
 
@@ -37,17 +39,15 @@ def apply_(module: nn.Module, plan: Plan) -> nn.Module:
         parameter.requires_grad_(name in trained)
         parameter.grad = None
     for path in plan.int8:
-        try:
-            quantize_(module.get_submodule(path))
-        except TypeError as error:
-            raise AnalysisError(f"the plan is for another model: {path!r} cannot be stored in 8 bits: {error}") from error
-    handles = [_add_branch(module.get_submodule(branch.path), branch.shape) for branch in plan.lite]
+        _quantize(module, path)
+    for branch in plan.lite:
+        _add_branch(module.get_submodule(branch.path), branch.shape)
     runtime = Runtime(plan)
     for path, part in module.named_modules():
         if not isinstance(part, torch.jit.ScriptModule) and _has_forward(part):
             part.__dict__[_FORWARD] = PlannedForward(runtime, path, part, part.__dict__.get(_FORWARD))
     runtime.tables  # noqa: B018  # a treatment that cannot be found is told now, not in the first forward
-    module.__dict__[_APPLIED] = _Applied(plan, tuple(handles), own)
+    module.__dict__[_APPLIED] = _Applied(plan, own)
     return module
 
 
@@ -65,22 +65,21 @@ def restore_(module: nn.Module, *, keep_branches: bool = True) -> nn.Module:
         raise UsageError(
             f"no plan is applied to this {type(module).__name__}; give a model that memplan.apply returned"
         )
-    for path, part in module.named_modules():
+    if not isinstance(module.__dict__.get(_FORWARD), PlannedForward):
+        kind = type(module).__name__
+        raise UsageError(f"the forward of this {kind} was replaced after memplan.apply; put that one back first")
+    for part in module.modules():
         forward = part.__dict__.get(_FORWARD)
-        if forward is None or part is module and not isinstance(forward, PlannedForward):
-            if part is module:
-                raise UsageError(f"the forward of this {type(module).__name__} was replaced after memplan.apply; put it back")
-        elif isinstance(forward, PlannedForward):
+        if isinstance(forward, PlannedForward):
             del part.__dict__[_FORWARD]
             if forward.inner is not None:
                 part.__dict__[_FORWARD] = forward.inner
     for path in applied.plan.int8:
         dequantize_(module.get_submodule(path))
-    if not keep_branches:
-        for handle in applied.handles:
-            handle.remove()
-        for branch in applied.plan.lite:
-            delattr(module.get_submodule(branch.path), _BRANCH)
+    for branch in () if keep_branches else applied.plan.lite:
+        block = module.get_submodule(branch.path)
+        block.__dict__.pop(_BRANCH_HOOK).remove()
+        delattr(block, _BRANCH)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(applied.required.get(name, True))
     del module.__dict__[_APPLIED]
@@ -111,22 +110,25 @@ def check_unplanned(module: nn.Module) -> None:
 
 
 class _Applied:
-    """What ``restore_`` needs: the plan, the branches' hooks, and which parameters required gradients before.
+    """What ``restore_`` needs: the plan, and which parameters required gradients before."""
 
-    The handles come along when a model is pickled, so that PyTorch gives no number of theirs to another hook.
-    """
-
-    def __init__(self, plan: Plan, handles: tuple[RemovableHandle, ...], required: dict[str, bool]) -> None:
+    def __init__(self, plan: Plan, required: dict[str, bool]) -> None:
         self.plan = plan
-        self.handles = handles
         self.required = required
+
+
+def _quantize(module: nn.Module, path: str) -> None:
+    try:
+        quantize_(module.get_submodule(path))
+    except TypeError as error:
+        raise AnalysisError(f"{path!r} cannot be stored in 8 bits: {error}; make another plan") from error
 
 
 def _has_forward(module: nn.Module) -> bool:
     return _FORWARD in module.__dict__ or getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
 
 
-def _add_branch(block: nn.Module, shape: LiteShape) -> RemovableHandle:
+def _add_branch(block: nn.Module, shape: LiteShape) -> None:
     like = next((parameter for parameter in block.parameters() if parameter.is_floating_point()), torch.empty(0))
     default = torch.get_default_dtype()
     torch.set_default_dtype(like.dtype)
@@ -136,7 +138,8 @@ def _add_branch(block: nn.Module, shape: LiteShape) -> RemovableHandle:
     finally:
         torch.set_default_dtype(default)
     block.add_module(_BRANCH, branch.train(block.training))
-    return block.register_forward_hook(add_branch, with_kwargs=True)
+    # Kept beside the hook, the handle comes along when the model is pickled: PyTorch then gives its number to no other.
+    block.__dict__[_BRANCH_HOOK] = block.register_forward_hook(add_branch, with_kwargs=True)
 
 
 def add_branch(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
@@ -146,7 +149,28 @@ def add_branch(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output
     return output + added
 
 
+def fingerprint(module: nn.Module) -> Fingerprint:
+    """Return what tells ``module`` apart from other models, whatever its numbers are."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    text = "\n".join(f"{name} {shape}" for name, shape in shapes.items())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Fingerprint(len(shapes), sum(map(math.prod, shapes.values())), digest)
+
+
 def _check(module: nn.Module, plan: Plan) -> None:
+    """Raise where ``plan`` is not for ``module``."""
+    kind = type(module).__name__
+    own = fingerprint(module)
+    if plan.model is not None and plan.model != own:
+        differ = (
+            "names or shapes differ"
+            if (own.parameters, own.numbers) == (plan.model.parameters, plan.model.numbers)
+            else f"it has {plan.model}"
+        )
+        raise AnalysisError(
+            f"the plan is for another model than this {kind} with {own}: {differ}; "
+            "apply it to the model that it was made for, or make another plan"
+        )
     modules = dict(module.named_modules())
     named = [
         *(layer.path for layer in plan.layers),
@@ -159,10 +183,15 @@ def _check(module: nn.Module, plan: Plan) -> None:
     ]
     for path in named:
         if path not in modules:
-            raise AnalysisError(f"the plan is for another model: this {type(module).__name__} has no module {path!r}")
+            raise AnalysisError(f"the plan is for another model: this {kind} has no module {path!r}; make another plan")
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name in plan.trained:
         if name not in parameters:
             raise AnalysisError(
-                f"the plan is for another model: this {type(module).__name__} has no parameter {name!r}"
+                f"the plan is for another model: this {kind} has no parameter {name!r}; make another plan"
+            )
+    for branch in plan.lite:
+        if hasattr(modules[branch.path], _BRANCH):
+            raise AnalysisError(
+                f"{branch.path!r} of this {kind} has a lite residual branch already; train it with as-is or top-k"
             )

@@ -145,6 +145,7 @@ class PlannedForward:
         return types.MethodType(type(module).forward, module) if self.inner is None else self.inner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module gives, trained by the plan."""
         runtime = self.runtime
         run = runtime.run
         if run is not None:

@@ -18,25 +18,32 @@ from torch.utils import _pytree as pytree
 from memplan.layers.recompute import Recompute, _Traits
 from memplan.memory import price
 from memplan.methods.cut import FLOPS_PER_BYTE, ScheduledOp, is_repeatable, schedule
+from memplan.sources.packages import import_library
 from memplan.tracing.record import trace
 from memplan.tracing.step import tensors_in
 from memplan.transform.measure import measure, saved_on_a_real_step
 from tests.tracing.networks import NETWORKS, forward_of
 
-#: Nothing that has FLOPs is repeated; the default; all is.
-PRICES = (0.0, FLOPS_PER_BYTE, 1e9)
+#: The default, and one at which everything is repeated that can be.
+PRICES = (FLOPS_PER_BYTE, 1e9)
 
-#: The recording says no more about these than that nothing is recomputed.
-LEFT_ALONE = {"lstm", "nothing trains", "input requires grad", "tied embedding", "complex"}
-
-MODELS: dict[str, dict[str, Any]] = {
-    "torchvision:mobilenet_v3_small": {"size": 64},
-    "torchvision:densenet121": {"size": 32},
-    "torchvision:shufflenet_v2_x0_5": {"size": 64},
-    "timm:efficientnet_lite0": {"size": 64},
-    "timm:vit_tiny_patch16_224": {"size": 64, "img_size": 64, "depth": 2},
-    "timm:resnetv2_50": {"size": 64, "layers": (1, 1, 1, 1)},
+#: All that autograd needs of these is an input, a parameter, an output, or handed from block to block.
+LEFT_ALONE = {
+    "1d and 3d convolutions",
+    "dataclass output",
+    "input requires grad",
+    "no_grad inside",
+    "transposed convolution",
 }
+
+#: Small ones: activations in place, squeeze-and-excitation, residuals, concatenation, channel shuffles, attention.
+MODELS = (
+    "torchvision:shufflenet_v2_x0_5",
+    "timm:test_efficientnet",
+    "timm:test_resnet",
+    "timm:test_vit",
+    "dense",
+)
 
 
 class Recomputed(nn.Module):
@@ -87,17 +94,17 @@ def double(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.double() if t.dtype is torch.float32 else t, value)
 
 
-def assert_equal_training(model: nn.Module, inputs: Any, prices: Sequence[float] = PRICES) -> list[int]:
+def assert_equal_training(model: nn.Module, inputs: Any, prices: Sequence[float] = PRICES, steps: int = 3) -> list[int]:
     """Train side by side with stock; return how many results each price recomputes."""
     args, kwargs = forward_of(inputs)
     graph = trace(model, inputs).step
-    expected = trained(copy.deepcopy(model), args, kwargs)
+    expected = trained(copy.deepcopy(model), args, kwargs, steps)
     counts = []
     for flops_per_byte in prices:
         plan = schedule(graph, flops_per_byte=flops_per_byte)
         counts.append(sum(len(op.recomputed) for op in plan))
         ours = Recomputed(copy.deepcopy(model), plan)
-        found = trained(ours, args, kwargs)
+        found = trained(ours, args, kwargs, steps)
         assert ours.followed
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
@@ -109,7 +116,10 @@ def assert_equal_training(model: nn.Module, inputs: Any, prices: Sequence[float]
 def test_three_steps_of_a_network_are_stocks_bit_for_bit(name: str) -> None:
     make, make_inputs = NETWORKS[name]
     torch.manual_seed(0)
-    counts = assert_equal_training(make().double(), double(make_inputs()))
+    model, inputs = make(), make_inputs()
+    if name != "plain tensor attribute":  # whose table stays in float32
+        model, inputs = model.double(), double(inputs)
+    counts = assert_equal_training(model, inputs)
     assert counts == sorted(counts)
     assert bool(counts[-1]) == (name not in LEFT_ALONE)
 
@@ -119,27 +129,22 @@ def test_complex_values_are_kept() -> None:
     assert assert_equal_training(make(), make_inputs(), [1e9]) == [0]
 
 
-def model_of(spec: str, options: dict[str, Any]) -> tuple[nn.Module, Any]:
-    options = dict(options)
-    size = options.pop("size")
-    source, name = spec.split(":")
+def model_of(spec: str) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
-    if source == "torchvision":
-        import torchvision
-
-        model = torchvision.models.get_model(name, **options)
+    torchvision, timm = import_library("torchvision.models"), import_library("timm")
+    source, _, name = spec.partition(":")
+    if source == "dense":
+        model = torchvision.DenseNet(8, (4, 3), 8, num_classes=10)
     else:
-        import timm
-
-        model = timm.create_model(name, **options)
-    return model, (torch.randn(2, 3, size, size),)
+        options = {"img_size": 32} if name == "test_vit" else {}
+        model = torchvision.get_model(name) if source == "torchvision" else timm.create_model(name, **options)
+    return model, (torch.randn(2, 3, 32, 32),)
 
 
 @pytest.mark.parametrize("spec", MODELS)
-def test_three_steps_of_a_model_are_stocks_bit_for_bit(spec: str) -> None:
-    model, inputs = model_of(spec, MODELS[spec])
-    counts = assert_equal_training(model.double(), double(inputs), [1e9] if "densenet" in spec else [FLOPS_PER_BYTE])
-    assert counts[0] > 10
+def test_two_steps_of_a_model_are_stocks_bit_for_bit(spec: str) -> None:
+    model, inputs = model_of(spec)
+    assert assert_equal_training(model.double(), double(inputs), [FLOPS_PER_BYTE, 1e9], steps=2)[0] > 10
 
 
 @pytest.mark.corpus
@@ -164,9 +169,10 @@ def test_a_step_of_a_model_of_the_corpus_is_stocks(spec: str) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_dtypes_and_memory_formats_are_stocks(dtype: torch.dtype, layout: torch.memory_format) -> None:
-    model, inputs = model_of("torchvision:mobilenet_v3_small", {"size": 64})
+    model, inputs = model_of("timm:test_efficientnet")
     model = model.to(dtype=dtype, memory_format=layout)
-    assert_equal_training(model, (inputs[0].to(dtype=dtype, memory_format=layout),), [1e9])
+    image = inputs[0].to(dtype=dtype, memory_format=layout)
+    assert_equal_training(model, (image,), [1e9])
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -205,7 +211,7 @@ class Written(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x).sigmoid() * 3 - 1
         doubled = y * 2
-        y.relu_()
+        y.neg_()
         y[:, ::2].mul_(0.5)
         return self.last(torch.add(y, doubled).tanh() * y.exp())
 
@@ -258,11 +264,11 @@ def test_a_long_chain_is_broken_and_does_not_exhaust_the_stack() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.linear(x)
-            for _ in range(600):
-                x = x * 0.999 + 0.001
+            for _ in range(250):
+                x = (x * 0.999).sin()
             return self.linear(x.tanh())
 
-    assert assert_equal_training(Chain().double(), (torch.randn(3, 4).double(),), [1e9])[0] > 10
+    assert assert_equal_training(Chain().double(), (torch.randn(3, 4).double(),), [1e9], steps=1)[0] > 100
 
 
 def test_draws_are_not_repeated() -> None:
