@@ -52,8 +52,8 @@ def main() -> None:
     print("# Peak and step time\n")
     print(
         f"Written by `benchmarks/step_time.py`: batch {options.batch_size}, 3x224x224, float32, SGD, "
-        f"{torch.get_num_threads()} threads of a shared machine. Step times are medians of {options.pairs} pairs, stock "
-        "and memplan in turn; peaks are the allocator's in the second step, measured.\n"
+        f"{torch.get_num_threads()} threads of a shared machine. Step times are medians of {options.pairs} pairs, "
+        "stock and memplan in turn; peaks are the allocator's in the second step, measured.\n"
     )
     print("## lossless: full fine-tuning with unchanged gradients\n")
     print("`share` is what recomputation may add to the step's FLOPs; 0.10 is the default.\n")

@@ -120,6 +120,7 @@ def planned_by(
         raise UsageError(f"method {chosen.name!r} takes no k (={k}); leave it out, or use top-k or mobiletl")
     if k is not None and (not isinstance(k, int) or isinstance(k, bool)):
         raise UsageError(f"k is a whole number, not {k!r}; write for example k=5")
+    model = fingerprint(steps.model.module)
     blocks = steps.settled_k(chosen, k)
     made = steps.planned(chosen, blocks, treatments=treatments, optimizer=optimizer, implementation=implementation)
     if not made.plan.trained and not made.plan.lite:
@@ -127,7 +128,7 @@ def planned_by(
             f"method {chosen.name!r} trains nothing of this {type(steps.model.module).__name__}, which is frozen or "
             "has no parameters; choose another method"
         )
-    return replace(made, plan=replace(made.plan, model=fingerprint(steps.model.module)))
+    return replace(made, plan=replace(made.plan, model=model))
 
 
 def load_plan(path: str | Path) -> Plan:

@@ -17,6 +17,7 @@ from memplan.methods.lean import with_everywhere
 from memplan.methods.plan import Microbatch
 from memplan.methods.recomputation import RECOMPUTED_SHARE, bounded_schedule
 from memplan.methods.treatments import treatment_named
+from memplan.methods.tune import with_confirmed_pairs
 from memplan.methods.untreated import untreated
 from memplan.subject import AMP_DTYPES, Subject, first_batch
 
@@ -144,11 +145,18 @@ class Steps:
             plan = method.treat(plan, Structure(stock, k if method.needs_k else None))
         for name in treatments:
             plan = with_everywhere(plan, treatment_named(name), stock)
+        if method.needs_k and not stock.blocks:
+            plan = replace(plan, notes=(*plan.notes, "the model has no blocks: the head alone trains"))
         step = self.run(replace(plan, microbatch=None))
+        if plan.tuned:
+            tuned, plan = plan, with_confirmed_pairs(plan, step, stock)
+            step = step if plan is tuned else self.run(plan)
         if plan.microbatch is not None:
             plan, step = self._in_parts(plan, plan.microbatch, step)
         if method.recomputes:
             plan = replace(plan, schedule=bounded_schedule(located_blocks(step, stock.blocks), recomputed_share))
+            if not any(op.recomputed for op in plan.schedule):
+                plan = replace(plan, notes=(*plan.notes, "recompute does not apply: nothing kept is worth its price"))
             step = self.run(plan)
         if plan.fused_update:
             early, late = (price(step, optimizer, how, alive=0).peak_bytes for how in ("in-backward", implementation))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Iterator
 
@@ -13,12 +12,12 @@ import memplan
 from benchmarks.digits import (
     FULL,
     HEAD,
-    K,
     LOSSLESS,
     MOBILETL,
     TOP,
     WAYS,
     Images,
+    K,
     Network,
     Way,
     accuracy,
@@ -28,12 +27,17 @@ from benchmarks.digits import (
     train,
 )
 
-RATE = 1e-2
-EPOCHS = 8
+EPOCHS = 6
 
 
-@pytest.fixture(autouse=True)
+def rate(way: Way) -> float:
+    """A smaller learning rate where every weight trains."""
+    return 1e-2 if way.method in ("full", "lossless", "tune") else 3e-2
+
+
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
+    """So small tensors are slower on several threads, and far slower on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,52 +45,54 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def networks() -> dict[str, Network]:
-    return {version: pretrained(version, 0, epochs=3) for version in ("v2", "v3")}
+def network(one_thread: None) -> Network:
+    return pretrained("v3", 0, epochs=2)
 
 
 def curve(network: Network, way: Way, steps: int) -> list[float]:
     learner = prepared(network, way, seed=0)
-    return train(learner, memplan.optimizer(learner, "adam", lr=RATE), parts(0)[0], EPOCHS, seed=0, steps=steps)
+    return train(learner, memplan.optimizer(learner, "adam", lr=rate(way)), parts(0)[0], EPOCHS, seed=0, steps=steps)
 
 
 def reached(network: Network, way: Way, seed: int) -> float:
     """The share of the images of 5 to 9 recognised that were not trained on, in percent."""
     training, validation, test = parts(seed)
     learner = prepared(network, way, seed)
-    train(learner, memplan.optimizer(learner, "adam", lr=RATE), training, EPOCHS, seed)
-    others = Images(*(torch.cat([getattr(part, name) for part in (validation, test)]) for name in ("pixels", "classes")))
-    return 100 * accuracy(learner, others)
+    train(learner, memplan.optimizer(learner, "adam", lr=rate(way)), training, EPOCHS, seed)
+    pixels, classes = (
+        torch.cat([getattr(part, name) for part in (validation, test)]) for name in ("pixels", "classes")
+    )
+    return 100 * accuracy(learner, Images(pixels, classes))
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_lossless_follows_the_loss_of_stock_pytorch(networks: dict[str, Network], version: str) -> None:
-    network = copy.deepcopy(networks[version]).double()
+def test_lossless_follows_the_loss_of_stock_pytorch(version: str) -> None:
+    torch.manual_seed(0)
+    network = Network(version).double()
     stock, lossless = (curve(network, way, steps=12) for way in (FULL, LOSSLESS))
     assert lossless == pytest.approx(stock, rel=1e-10, abs=0)
     assert stock[-1] < 0.8 * stock[0]
 
 
-def test_lossless_follows_the_loss_of_stock_pytorch_to_rounding_in_float32(networks: dict[str, Network]) -> None:
-    stock, lossless = (curve(networks["v3"], way, steps=6) for way in (FULL, LOSSLESS))
+def test_lossless_follows_the_loss_of_stock_pytorch_to_rounding_in_float32(network: Network) -> None:
+    stock, lossless = (curve(network, way, steps=6) for way in (FULL, LOSSLESS))
     assert lossless == pytest.approx(stock, rel=1e-5, abs=0)
-    plan = memplan.plan_of(prepared(networks["v3"], LOSSLESS, seed=0))
+    plan = memplan.plan_of(prepared(network, LOSSLESS, seed=0))
     assert plan is not None
     assert {"bitmask", "recompute"} <= set(plan.treatments)
 
 
-def test_mobiletl_learns_like_full_fine_tuning_of_the_same_blocks(networks: dict[str, Network]) -> None:
-    assert len(networks["v3"].blocks) > K
-    stock, mobiletl = (
-        statistics.fmean(reached(networks["v3"], way, seed) for seed in range(3)) for way in (TOP, MOBILETL)
-    )
+def test_mobiletl_learns_like_full_fine_tuning_of_the_same_blocks(network: Network) -> None:
+    assert len(network.blocks) > K
+    stock, mobiletl = (statistics.fmean(reached(network, way, seed) for seed in range(3)) for way in (TOP, MOBILETL))
     assert stock > 90
     assert mobiletl > stock - 1
 
 
-def test_every_method_beats_the_head_alone(networks: dict[str, Network]) -> None:
-    network = networks["v3"]
+def test_every_method_beats_the_head_alone(network: Network) -> None:
     head = reached(network, HEAD, seed=0)
-    assert head > 20  # better than a guess among five
-    others = {way.label: reached(network, way, seed=0) for way in WAYS if way not in (HEAD, LOSSLESS)}
-    assert others == {label: share for label, share in others.items() if share > head + 5}
+    assert head > 20  # a guess among five
+    # What lossless learns is what full does; mobiletl and top-k are compared above.
+    others = [way for way in WAYS if way not in (HEAD, LOSSLESS, TOP, MOBILETL)]
+    shares = {way.label: reached(network, way, seed=0) for way in others}
+    assert {label: share for label, share in shares.items() if share <= head + 5} == {}

@@ -19,7 +19,7 @@ from memplan.cli.options import (
     subject_options,
     with_options,
 )
-from memplan.cli.output import print_report, progress_line, quiet
+from memplan.cli.output import print_report, progress_line, quiet, write_stdout
 from memplan.errors import UsageError
 
 WEIGHTS_FILE: Final = "model.pt"
@@ -121,7 +121,9 @@ def apply(
     from memplan.reports.planned import planned_report
 
     weights = options["weights"] or f"random (--seed {seed}); give --weights for trained ones"
-    print_report(planned_report(setting, rows, f"{weights}", python))
+    print_report(planned_report(setting, rows, str(weights)))
+    # To be copied: these lines are neither wrapped nor cut.
+    write_stdout("".join(f"{line}\n" for line in ("", "In Python:", *(f"  {line}" for line in python))))
 
 
 def _python(model: str, out: str, optimizer: str, options: dict[str, Any]) -> tuple[str, ...]:

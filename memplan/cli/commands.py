@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from memplan import __version__
+from memplan.cli.applying import apply
 from memplan.cli.border import Commands
 from memplan.cli.options import (
     JSON_OPTION,
@@ -210,3 +211,6 @@ def methods() -> None:
     from memplan.reports.console import methods_report
 
     print_report(methods_report())
+
+
+main.add_command(apply)

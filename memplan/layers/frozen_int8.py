@@ -241,7 +241,11 @@ def dequantize_(module: nn.Module) -> None:
     weight: torch.Tensor = module.weight  # type: ignore[assignment]
     del module.weight_int8, module.weight_scale, module.weight_dtype
     module.__class__ = full
+    others = dict(module._parameters)
+    module._parameters.clear()
+    # The weight comes first, as in torch's own layers: optimizers know parameters by their place.
     module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+    module._parameters.update(others)
 
 
 def _transposed(module: nn.Module) -> bool:

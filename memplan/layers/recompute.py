@@ -83,7 +83,7 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 recomputed = scheduled.recomputed
             else:
                 self._length = 0
-        if recomputed and traits.repeatable and is_repeatable(traits.name, args) and not any(map(_is_foreign, types)):
+        if recomputed and traits.may_repeat(args) and not any(map(_is_foreign, types)):
             if traits.in_place:
                 return self._run_in_place(func, traits, args, kwargs)
             return self._run(func, traits, args, kwargs, recomputed)
@@ -220,7 +220,7 @@ def _is_foreign(kind: type) -> bool:
 class _Traits:
     """What is to be known about an op, found out once."""
 
-    __slots__ = ("costly", "in_place", "name", "repeatable", "transparent", "window", "writes")
+    __slots__ = ("asks", "costly", "in_place", "name", "repeatable", "transparent", "window", "writes")
 
     def __init__(self, func: Any) -> None:
         arguments = func._schema.arguments
@@ -240,8 +240,13 @@ class _Traits:
             pure = self.writes == (0,) and isinstance(arguments[0].type, torch.TensorType)
         else:
             pure = all(argument.name in ("running_mean", "running_var") for argument in written.values())
-        random = torch.Tag.nondeterministic_seeded in func.tags and "attention" not in self.name
-        self.repeatable = pure and not random
+        self.asks = "attention" in self.name
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        self.repeatable = pure and (self.asks or (not random and is_repeatable(self.name, ())))
+
+    def may_repeat(self, args: tuple[Any, ...]) -> bool:
+        """Whether a call with these arguments can be repeated; attention may draw random numbers or not."""
+        return self.repeatable and (not self.asks or is_repeatable(self.name, args))
 
 
 _TRAITS: Final[dict[Any, _Traits]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -16,13 +16,10 @@ from memplan.results import MethodFootprint, Setting
 from memplan.units import format_bytes
 
 
-def planned_report(
-    setting: Setting, rows: tuple[MethodFootprint, MethodFootprint], weights: str, python: Sequence[str]
-) -> RenderableType:
+def planned_report(setting: Setting, rows: tuple[MethodFootprint, MethodFootprint], weights: str) -> RenderableType:
     """Return what was planned: what trains, what is done to the layers, and the bytes beside stock PyTorch's.
 
-    ``rows`` are stock PyTorch and what was planned; ``weights`` says where they are from, ``python`` are the lines that
-    load what was written.
+    ``rows`` are stock PyTorch and what was planned; ``weights`` says where they are from.
     """
     planned, plan = rows[1], rows[1].plan
     assert plan is not None
@@ -47,9 +44,6 @@ def planned_report(
         *(_paragraph(f"as in stock PyTorch, for want of a rule: {text}") for text in plan.untreated),
         Text(),
         table,
-        Text(),
-        _paragraph("In Python:"),
-        *(Text(f"  {line}", no_wrap=True, overflow="ignore") for line in python),
     )
 
 

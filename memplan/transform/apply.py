@@ -79,7 +79,7 @@ def restore_(module: nn.Module, *, keep_branches: bool = True) -> nn.Module:
     for branch in () if keep_branches else applied.plan.lite:
         block = module.get_submodule(branch.path)
         block.__dict__.pop(_BRANCH_HOOK).remove()
-        delattr(block, _BRANCH)
+        delattr(_home(block), _BRANCH)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(applied.required.get(name, True))
     del module.__dict__[_APPLIED]
@@ -137,15 +137,22 @@ def _add_branch(block: nn.Module, shape: LiteShape) -> None:
             branch = LiteResidual(shape)
     finally:
         torch.set_default_dtype(default)
-    block.add_module(_BRANCH, branch.train(block.training))
+    _home(block).add_module(_BRANCH, branch.train(block.training))
     # Kept beside the hook, the handle comes along when the model is pickled: PyTorch then gives its number to no other.
     block.__dict__[_BRANCH_HOOK] = block.register_forward_hook(add_branch, with_kwargs=True)
+
+
+def _home(block: nn.Module) -> nn.Module:
+    """Return the module that a block's branch belongs to: a sequence would run a branch of its own as a member."""
+    while isinstance(block, nn.Sequential) and len(block):
+        block = list(block.children())[-1]
+    return block
 
 
 def add_branch(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
     """Return a block's output with its branch's added: a forward hook."""
     source = args[0] if args else next(iter(kwargs.values()))
-    added: torch.Tensor = block.lite_residual(source, output.shape[2:])
+    added: torch.Tensor = getattr(_home(block), _BRANCH)(source, output.shape[2:])
     return output + added
 
 
@@ -191,7 +198,7 @@ def _check(module: nn.Module, plan: Plan) -> None:
                 f"the plan is for another model: this {kind} has no parameter {name!r}; make another plan"
             )
     for branch in plan.lite:
-        if hasattr(modules[branch.path], _BRANCH):
+        if hasattr(_home(modules[branch.path]), _BRANCH):
             raise AnalysisError(
                 f"{branch.path!r} of this {kind} has a lite residual branch already; train it with as-is or top-k"
             )

@@ -144,6 +144,12 @@ class PlannedForward:
         module = self.module
         return types.MethodType(type(module).forward, module) if self.inner is None else self.inner
 
+    @property
+    def __code__(self) -> types.CodeType:
+        """The code of that forward, in which ``torch.export`` looks for names."""
+        code: types.CodeType = self.__wrapped__.__code__
+        return code
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module gives, trained by the plan."""
         runtime = self.runtime
@@ -225,7 +231,7 @@ def _tables(plan: Plan, modules: Mapping[str, weakref.ref[nn.Module]]) -> dict[s
         if pair.norm in modules and pair.convolution in modules:
             tuned = _Tuned(modules[pair.norm], pair.norm)
             tables[pair.convolution] = {**tables[pair.convolution], **tuned.of_convolution}
-            tables[pair.norm] = {**tables[pair.norm], torch.nn.functional.batch_norm: (tuned.pass_on,)}
+            tables[pair.norm] = {**tables[pair.norm], **dict.fromkeys(_BATCH_NORMS, (tuned.pass_on,))}
     return tables
 
 
@@ -288,6 +294,7 @@ class _Tuned:
         return input
 
 
+_BATCH_NORMS: Final = (torch.nn.functional.batch_norm, torch.batch_norm)
 _CONVOLUTIONS: Final = (
     torch.conv1d,
     torch.conv2d,

