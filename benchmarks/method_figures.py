@@ -143,9 +143,11 @@ def block_table(name: str) -> Iterator[str]:
     columns = [("stock", "full")]
     columns += [(runner, name) for runner in runners(name) if (runner, name) not in columns]
     bytes_of = {(kind, one): block_bytes(kind, one[1], one[0]) for kind in ROWS for one in columns}
-    yield "| kept from the block, KB | " + " | ".join(
-        f"{kind} {runner} {method}" for kind in ROWS for runner, method in columns
-    ) + " |"
+    yield (
+        "| kept from the block, KB | "
+        + " | ".join(f"{kind} {runner} {method}" for kind in ROWS for runner, method in columns)
+        + " |"
+    )
     yield "|---|" + "--:|" * len(bytes_of)
     for title in ROWS["V3"]:
         cells = [kept.get(title) for kept in bytes_of.values()]

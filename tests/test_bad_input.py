@@ -58,8 +58,8 @@ CASES = {
     "analyze m.py:net --method ful": (USAGE, "no method 'ful'; did you mean 'full'?"),
     "analyze m.py:net --method zz": (
         USAGE,
-        "no method 'zz'; choose one of full, norm-last, bias-last, top-k, last, as-is, lossless, mobiletl, tinytl-bias, "
-        "tinytl-lite, tinytl-lite-bias, tune, all",
+        "no method 'zz'; choose one of full, norm-last, bias-last, top-k, last, as-is, lossless, mobiletl, "
+        "tinytl-bias, tinytl-lite, tinytl-lite-bias, tune, all",
     ),
     "verify m.py:net --method top-q": (USAGE, "no method 'top-q'; did you mean 'top-k'?"),
     "analyze m.py:net --k 3 --method full": (

@@ -266,4 +266,4 @@ def test_a_whole_command_as_a_shell_runs_it() -> None:
     shown, error = process.communicate()
     assert (process.returncode, error) == (0, "")
     assert shown.isascii()
-    assert "Fits in 1,000.0 MB: full (" in shown
+    assert "Fits in 1,000.0 MB: stock full (" in shown

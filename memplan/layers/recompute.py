@@ -29,8 +29,9 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is on, autograd keeps what the schedule says, and references to be made again for the rest.
 
     It is entered for one forward. Views are passed over, for autograd adds some on fake tensors; another op that
-    differs from the schedule's ends it: from there on everything is kept, as in stock PyTorch. What draws random
-    numbers, writes what it was not given to write, or comes from elsewhere than PyTorch is never repeated.
+    differs from the schedule's ends it if its result can have a gradient: from there on everything is kept, as in stock
+    PyTorch. What draws random numbers, writes what it was not given to write, or comes from elsewhere than PyTorch is
+    never repeated.
     """
 
     def __init__(self, schedule: Sequence[ScheduledOp]) -> None:
@@ -76,18 +77,21 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._idle or traits.transparent:
             return func(*args, **kwargs)
         recomputed: tuple[int, ...] = ()
+        unknown = False
         if self._position < self._length:
             scheduled = self._schedule[self._position]
             if scheduled.name == traits.name:
                 self._position += 1
                 recomputed = scheduled.recomputed
             else:
-                self._length = 0
+                unknown = True
         if recomputed and traits.may_repeat(args) and not any(map(_is_foreign, types)):
             if traits.in_place:
                 return self._run_in_place(func, traits, args, kwargs)
             return self._run(func, traits, args, kwargs, recomputed)
         result = func(*args, **kwargs)
+        if unknown and _is_differentiable(result):
+            self._length = 0
         for name in traits.writes:
             self._forget(kwargs[name] if isinstance(name, str) else args[name] if name < len(args) else None)
         return result
@@ -215,6 +219,12 @@ def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Ten
 def _is_foreign(kind: type) -> bool:
     """Whether a tensor class that dispatches on its own is another than that of fake tensors."""
     return kind.__module__ != "torch._subclasses.fake_tensor"
+
+
+def _is_differentiable(result: Any) -> bool:
+    """Whether an op's result can have a gradient; what has none are questions that real data is asked, and fake not."""
+    results = result if isinstance(result, (list, tuple)) else (result,)
+    return any(isinstance(one, Tensor) and (one.is_floating_point() or one.is_complex()) for one in results)
 
 
 class _Traits:

@@ -143,8 +143,8 @@ def _add_branch(block: nn.Module, shape: LiteShape) -> None:
 
 
 def _home(block: nn.Module) -> nn.Module:
-    """Return the module that a block's branch belongs to: a sequence would run a branch of its own as a member."""
-    while isinstance(block, nn.Sequential) and len(block):
+    """Return the module that a block's branch belongs to: a container would run a branch of its own as a member."""
+    while isinstance(block, (nn.Sequential, nn.ModuleDict, nn.ModuleList)) and len(block):
         block = list(block.children())[-1]
     return block
 
