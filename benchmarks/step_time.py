@@ -26,7 +26,7 @@ from memplan.transform.apply import apply_
 from memplan.transform.measure import measure, optimizer_of
 
 MODELS = ("mobilenet_v2", "mobilenet_v3_large", "resnet50", "efficientnet_b0")
-SHARES = (0.0, 0.05, 0.1, 0.2, 0.3)
+SHARES = (0.0, 0.1, 0.3)
 BARS = {"mobilenet_v2": 0.45, "mobilenet_v3_large": 0.50, "resnet50": 0.55, "efficientnet_b0": 0.55}
 #: Each method under memplan, and what stock PyTorch trains beside it.
 PAIRS = (("mobiletl", "top-k"), ("tinytl-bias", "bias-last"))
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
     print("# Peak and step time\n")
     print(

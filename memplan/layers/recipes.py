@@ -131,7 +131,7 @@ class Value:
     def made(self, shared: Shared, *, asked: bool = False) -> Tensor:
         """Return the tensor, which others may look at too.
 
-        What autograd asks for is held until autograd needs it no more, what costs FLOPs until nobody does.
+        What autograd counts on is held until it needs it no more, what costs FLOPs until nobody does.
         """
         tensor = self._at_hand(shared)
         if tensor is None:
@@ -139,15 +139,16 @@ class Value:
             self._made = weakref.ref(tensor)
             if self._readers > 1:
                 shared[self] = tensor
-        if self._references if asked else self._recipe.costly:
+        if self._references or self._recipe.costly:
             self._held = tensor
         return tensor
 
     def taken(self, shared: Shared) -> Tensor:
-        """Return a tensor that the caller may write to, and nobody else looks at."""
-        if self._readers > 1 or self._at_hand(shared) is not None:
-            return self._laid(self.made(shared))
-        return self._made_again(shared)
+        """Return a tensor that the caller may write to, and nobody else looks at.
+
+        It is not handed to other readers: they make theirs when autograd asks, which costs no more than a copy.
+        """
+        return self._made_again(shared) if self._at_hand(shared) is None else self._laid(self.made(shared))
 
     def counted(self, places: int, *, asked: bool) -> None:
         """Count ``places`` more in which autograd, or else a recipe, counts on the value.

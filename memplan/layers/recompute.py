@@ -18,6 +18,7 @@ from memplan.layers.recipes import COSTLY, Hooks, Kept, Recipe, Reference, Value
 from memplan.methods.cut import RESHAPING, ScheduledOp, is_in_place, is_repeatable, takes_statistics
 
 _DETACH: Final = torch.ops.aten.detach.default
+_CLONE: Final = torch.ops.aten.clone.default
 _NORMALIZE: Final = torch.ops.aten.native_batch_norm.default
 _autograd: Final = torch._C._autograd
 
@@ -113,7 +114,11 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
             held = [self._held(value) for value in args]
             options = {name: self._held(value) for name, value in kwargs.items()} if kwargs else kwargs
             result = func(*args, **kwargs)
-            recipe = Recipe(func, held, options, costly=traits.costly)
+            if func is _CLONE and isinstance(held[0], View) and geometry_of(result) == held[0].value.geometry:
+                # A tensor of its own is a copy already: what it was copied from may be written to once more.
+                recipe = Recipe(_as_it_is, held[:1], {}, in_place=True)
+            else:
+                recipe = Recipe(func, held, options, costly=traits.costly)
         results = (result,) if isinstance(result, Tensor) else result
         for position in recomputed:
             tensor = results[position]
@@ -202,6 +207,10 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return saved.get({})
         finally:
             self._idle = before
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, deviation: Tensor) -> Tensor:

@@ -35,6 +35,21 @@ def with_lean_layers(plan: Plan, structure: Structure, *, everywhere: bool = Fal
     return replace(plan, layers=treated)
 
 
+def with_masks_of_what_cannot_be_repeated(plan: Plan, structure: Structure) -> Plan:
+    """Return ``plan`` with masks for dropout and max-pooling alone.
+
+    An activation's mask would be kept beside what it is recomputed from: measured, it saves nothing at the peak and
+    costs a tenth of the step (docs/step-time.md).
+    """
+    masked = {
+        op.layer
+        for op in structure.forward
+        if op.name in BITMASK.saved and any(word in op.name for word in ("bernoulli", "dropout", "max_pool"))
+    }
+    entries = (TreatedLayer(structure.graph.layers[layer].path, (MASK,)) for layer in sorted(masked))
+    return replace(plan, layers=merged(entries, plan.layers))
+
+
 def with_everywhere(plan: Plan, treatment: Treatment, graph: StepGraph) -> Plan:
     """Return ``plan`` with one more treatment of all layers, tried before those it has; or a note where it has no use.
 
