@@ -79,7 +79,7 @@ def test_lossless_follows_the_loss_of_stock_pytorch_to_rounding_in_float32(netwo
     assert lossless == pytest.approx(stock, rel=1e-5, abs=0)
     plan = memplan.plan_of(prepared(network, LOSSLESS, seed=0))
     assert plan is not None
-    assert {"bitmask", "recompute"} <= set(plan.treatments)
+    assert {"recompute", "fused-update"} <= set(plan.treatments)
 
 
 def test_mobiletl_learns_like_full_fine_tuning_of_the_same_blocks(network: Network) -> None:

@@ -128,7 +128,7 @@ class Value:
         self.dtype = dtype
         recipe.outputs.append((output, weakref.ref(self)))
 
-    def made(self, shared: Shared, *, asked: bool = False) -> Tensor:
+    def made(self, shared: Shared) -> Tensor:
         """Return the tensor, which others may look at too.
 
         What autograd counts on is held until it needs it no more, what costs FLOPs until nobody does.
@@ -213,7 +213,7 @@ class View:
 
     def get(self, shared: Shared) -> Tensor:
         """Return the window on the value made again."""
-        return self.window(self.value.made(shared, asked=self.asked))
+        return self.window(self.value.made(shared))
 
 
 class Reference(View):

@@ -328,8 +328,12 @@ def _within_reach(values: Values, repeated: set[Value]) -> set[Value]:
 
 def _cost(op: Op, flops_per_byte: float) -> float:
     """Return what repeating an op costs, in bytes kept."""
-    touched = sum(_bytes(view) for view in (*op.inputs, *op.outputs) if view is not None)
-    return (op.flops / flops_per_byte if op.flops else 0.0) + TOUCHED_BYTE * touched
+    return (op.flops / flops_per_byte if op.flops else 0.0) + TOUCHED_BYTE * touched_bytes(op)
+
+
+def touched_bytes(op: Op) -> int:
+    """Return the bytes of all tensors that an op reads and writes."""
+    return sum(_bytes(view) for view in (*op.inputs, *op.outputs) if view is not None)
 
 
 def _bytes(view: TensorView) -> int:

@@ -19,7 +19,7 @@ def _treat(plan: Plan, structure: Structure) -> Plan:
 LOSSLESS: Final = Method(
     "lossless",
     everything,
-    "everything trains; masks, recomputation and updates during the backward",
+    "everything trains; recomputation, masks of dropout and pooling, updates during the backward",
     "memplan; selective recomputation after Chen et al. (2016) and PyTorch's minimum-cut partitioner",
     treat=_treat,
     flags=False,
