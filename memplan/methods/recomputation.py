@@ -12,8 +12,8 @@ from memplan.methods.cut import ScheduledOp, schedule, touched_bytes
 RECOMPUTED_SHARE: Final = 0.10
 
 #: The same of the step's work: bytes read and written, and FLOPs, of which ten take as long as a byte. Small networks
-#: are bound by memory, and their norms and activations take time without FLOPs. Measured: with both bounds the step takes
-#: at most 1.3 times as long (docs/step-time.md).
+#: are bound by memory, and their norms and activations take time without FLOPs. Measured: with both bounds a step
+#: takes at most 1.3 times as long (docs/step-time.md).
 WORK_FOR_SHARE: Final = 2.3
 _FLOPS_IN_THE_TIME_OF_A_BYTE: Final = 10
 
