@@ -24,5 +24,6 @@ def method_named(name: str) -> Method:
         UsageError: there is no such method.
     """
     if name not in METHODS:
-        raise UsageError(f"no method {name!r}{did_you_mean(name, METHODS)}; choose from {', '.join(METHODS)}")
+        hint = did_you_mean(name, METHODS) or f"; choose from {', '.join(METHODS)}"
+        raise UsageError(f"no method {name!r}{hint}")
     return METHODS[name]

@@ -64,7 +64,8 @@ def treatment_named(name: str) -> Treatment:
             return _loaded(getattr(import_module(module), attribute), name)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"no treatment {name!r}: {error}; name an importable Treatment") from error
-    raise UsageError(f"no treatment {name!r}{did_you_mean(name, TREATMENTS)}; choose from {', '.join(TREATMENTS)}")
+    hint = did_you_mean(name, TREATMENTS) or f"; choose from {', '.join(TREATMENTS)}"
+    raise UsageError(f"no treatment {name!r}{hint}")
 
 
 def _loaded(found: object, name: str) -> Treatment:

@@ -10,7 +10,7 @@ from memplan.methods.treatments.record import Treatment
 TREATMENT: Final = Treatment(
     name="bias-only",
     lossless=False,
-    summary="Weights are frozen and biases train, and no layer keeps an input for a gradient nobody asks for.",
+    summary="weights are frozen and biases train, and no layer keeps an input for a gradient nobody asks for",
     gradients="exact, of the biases alone",
     formula="0 for every convolution and for norms with running statistics, as lean-frozen; a norm with statistics of "
     "its input keeps it, though TinyTL counts 0 for it",

@@ -10,7 +10,7 @@ from memplan.methods.treatments.record import Treatment
 TREATMENT: Final = Treatment(
     name="frozen-int8",
     lossless=False,
-    summary="Frozen weights of convolutions and linear layers are 8-bit buffers with a scale per output channel.",
+    summary="frozen weights of convolutions and linear layers are 8-bit buffers with a scale per output channel",
     gradients="exact, of the network with the rounded weights, each at most half a step from the original",
     formula="0: 8-bit weight and scale are buffers, of |W| + 4 * output channels bytes instead of 4 * |W|; in each "
     "pass one layer's weight is there in full while the layer runs",

@@ -44,7 +44,7 @@ SAVED: Final[Mapping[str, SavedRule]] = {
 TREATMENT: Final = Treatment(
     name="lean-frozen",
     lossless=True,
-    summary="A convolution, or a norm with running statistics, whose weight is frozen keeps no input.",
+    summary="a convolution, or a norm with running statistics, whose weight is frozen keeps no input",
     gradients="stock's: bit for bit for norms, to rounding for convolutions",
     formula="0 for every convolution and for norms with running statistics. A linear layer with a frozen weight keeps "
     "no input in stock PyTorch either. Norms with statistics of the batch, and layer, group and RMS norms, need their "

@@ -20,7 +20,7 @@ def _norm_bytes(op: Op) -> int:
 TREATMENT: Final = Treatment(
     name="shift-only",
     lossless=False,
-    summary="A batch norm trains its shift; scale, mean and variance are frozen, also in training mode.",
+    summary="a batch norm trains its shift; scale, mean and variance are frozen, also in training mode",
     gradients="exact, of the norm by its running statistics with a frozen scale: grad * weight / sqrt(var + eps), and "
     "the sum of grad for the shift",
     formula="0 for every batch norm that has running statistics",

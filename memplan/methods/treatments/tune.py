@@ -17,7 +17,7 @@ def _input_bytes(op: Op) -> int:
 TREATMENT: Final = Treatment(
     name="tune",
     lossless=True,
-    summary="A convolution takes the eval-mode norm behind it into its weight and bias, all of which still train.",
+    summary="a convolution takes the eval-mode norm behind it into its weight and bias, all of which still train",
     gradients="stock's, to rounding",
     formula="4 * |x| for the pair where a weight or the norm's scale trains, x the convolution's input; 0 for the "
     "norm. The folded weight is computed again in backward and not kept",
