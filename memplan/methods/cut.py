@@ -33,8 +33,8 @@ _PURE: Final = frozenset({"aten", "prims", "torchvision", "memplan"})
 
 #: Words in the names of ops that draw random numbers, return what nobody wrote, or write what their name does not say.
 _UNREPEATABLE: Final = re.compile(
-    "rand|bernoulli|dropout|normal|uniform|exponential|multinomial|poisson|gamma|geometric|cauchy|rrelu|philox"
-    "|rnn|lstm|gru|empty|resize|set_|moving_avg|_fq_helper|batch_norm|attention"
+    "rand|bernoulli|binomial|dirichlet|dropout|normal|uniform|exponential|multinomial|poisson|gamma|geometric|cauchy|rrelu"
+    "|philox|nested|sdp_choice|rnn|lstm|gru|empty|resize|set_|moving_avg|_fq_helper|batch_norm|attention"
 )
 
 #: Batch norms, and where among their arguments they are told to use the statistics of the batch; -1 where they always
