@@ -17,7 +17,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch
 from torch import nn
 
-from memplan.memory import Implementation, price
+from memplan.memory import Implementation
 from memplan.methods import Plan, method_named
 from memplan.steps import Steps, choose_trained
 from memplan.subject import Subject, subject_of
@@ -40,7 +40,6 @@ class Side:
     trained: frozenset[str]
     plan: Plan | None
     implementation: Implementation
-    predicted_bytes: int
 
 
 def main() -> None:
@@ -80,7 +79,7 @@ def lossless(subject: Subject, pairs: int) -> Iterator[str]:
     stock_peak = peak(subject, stock)
     for share in SHARES:
         planned = steps.planned(method, recomputed_share=share)
-        side = Side(frozenset(), planned.plan, planned.implementation, price(planned.step, "sgd").peak_bytes)
+        side = Side(frozenset(), planned.plan, planned.implementation)
         measured = peak(subject, side)
         ratio = step_ratio(subject, side, stock, pairs)
         bar = f"peak {BARS[subject.name]}, time 1.35" if share == 0.1 and subject.name in BARS else ""
@@ -93,7 +92,7 @@ def others(subject: Subject, pairs: int) -> Iterator[str]:
         method = method_named(name)
         k = steps.settled_k(method, K) if method.needs_k else None
         planned = steps.planned(method, k)
-        side = Side(frozenset(), planned.plan, planned.implementation, 0)
+        side = Side(frozenset(), planned.plan, planned.implementation)
         stock = stock_side(steps, beside, k)
         peaks = peak(subject, side), peak(subject, stock)
         ratio = step_ratio(subject, side, stock, pairs)
@@ -106,17 +105,17 @@ def others(subject: Subject, pairs: int) -> Iterator[str]:
 def masks(subject: Subject, pairs: int) -> str:
     steps = Steps(subject)
     planned = steps.planned(method_named("lossless"))
-    side = Side(frozenset(), planned.plan, planned.implementation, 0)
+    side = Side(frozenset(), planned.plan, planned.implementation)
     bare = method_named("lossless")
     without = steps.planned(replace(bare, treat=lambda plan, _: replace(plan, fused_update=True)))
-    other = Side(frozenset(), without.plan, without.implementation, 0)
+    other = Side(frozenset(), without.plan, without.implementation)
     ratio = peak(subject, side) / peak(subject, other)
     return f"| {subject.name} | {ratio:.3f} | {step_ratio(subject, side, other, pairs):.2f} |"
 
 
 def stock_side(steps: Steps, name: str, k: int | None = None) -> Side:
     method = method_named(name)
-    return Side(steps.trained(method, k), None, "loop", price(steps.step(method, k), "sgd").peak_bytes)
+    return Side(steps.trained(method, k), None, "loop")
 
 
 def built(subject: Subject, side: Side) -> tuple[nn.Module, tuple[object, ...], dict[str, object]]:

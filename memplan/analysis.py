@@ -91,13 +91,16 @@ def analyze(
     started = time.perf_counter()
     for method, blocks, who in _rows(chosen, k, runner, steps, several=everything):
         progress(f"recording {about.name}: {who} {method.name}")
-        how: Implementation = setting.implementation
-        if who == "memplan":
-            planned = steps.planned(method, blocks, treatments=treatments, optimizer=optimizer, implementation=how)
-            step, plan, how = planned.step, planned.plan, planned.implementation
-        else:
-            step, plan = steps.step(method, blocks), None
-        footprint = price(step, optimizer, how, alive=len(step.storages))
+        ran = steps.by_runner(
+            who,
+            method,
+            blocks,
+            treatments=treatments,
+            optimizer=optimizer,
+            implementation=setting.implementation,
+        )
+        plan, how = ran.plan, ran.implementation
+        footprint = price(ran.step, optimizer, how, alive=len(ran.step.storages))
         fits = None if budget_bytes is None else footprint.peak_bytes <= budget_bytes
         counted = None
         if accounting is not None:
@@ -108,7 +111,8 @@ def analyze(
             MethodFootprint(method.name, blocks, who, footprint, fits, gradients, how, plan=plan, accounted=counted)
         )
     seconds = time.perf_counter() - started
-    return Analysis(setting, steps.blocks, budget_bytes, tuple(rows), seconds, tuple(_notes(about, steps, rows)))
+    notes = tuple(dict.fromkeys(_notes(about, steps, rows)))
+    return Analysis(setting, steps.blocks, budget_bytes, tuple(rows), seconds, notes)
 
 
 def implementation_of(foreach: bool | None, device: str) -> Implementation:
@@ -190,10 +194,8 @@ def _ks(method: Method, k: int | Sequence[int] | None, steps: Steps, *, several:
 def _notes(subject: Subject, steps: Steps, rows: Sequence[MethodFootprint]) -> Iterator[str]:
     if hasattr(subject.module, "_orig_mod"):
         yield "the model is compiled; what is priced is the eager model it was compiled from"
-    if not steps.blocks and any(row.k is not None for row in rows):
-        yield "the model has no blocks, so that top-k trains the head alone"
     for row in rows:
-        for note in () if row.plan is None else row.plan.notes:
+        for note in steps.notes_on(METHODS[row.name]) if row.plan is None else row.plan.notes:
             yield f"{row.label}: {note}"
         kept = row.footprint.unhooked_bytes
         if kept:

@@ -37,6 +37,15 @@ class PlannedStep:
     implementation: Implementation
 
 
+@dataclass(frozen=True, slots=True)
+class RunnerStep:
+    """The step of a method as a runner gives it, and how its optimizer updates; stock PyTorch's has no plan."""
+
+    step: StepGraph
+    implementation: Implementation
+    plan: Plan | None = None
+
+
 class Steps:
     """Records the steps of one subject, each choice of what trains once.
 
@@ -111,11 +120,35 @@ class Steps:
         """
         trained = self.trained(method, k)
         if trained not in self._recorded:
-            self._recorded[trained] = self._record(trained)
-        graph = self._recorded[trained]
-        if self._structure is None:
-            self._structure = _with_blocks(graph)
-        return located_blocks(graph, self._structure.blocks)
+            graph = self._record(trained)
+            if self._structure is None:
+                self._structure = _with_blocks(graph)
+            self._recorded[trained] = located_blocks(graph, self._structure.blocks)
+        return self._recorded[trained]
+
+    def by_runner(
+        self,
+        runner: str,
+        method: Method,
+        k: int | None = None,
+        *,
+        treatments: Sequence[str] = (),
+        optimizer: str = "sgd",
+        implementation: Implementation = "loop",
+    ) -> RunnerStep:
+        """Return the step of ``method`` that ``runner`` gives: :meth:`step` of stock, :meth:`planned` of memplan.
+
+        Raises:
+            UsageError, AnalysisError: see there.
+        """
+        if runner == "memplan":
+            made = self.planned(method, k, treatments=treatments, optimizer=optimizer, implementation=implementation)
+            return RunnerStep(made.step, made.implementation, made.plan)
+        return RunnerStep(self.step(method, k), implementation)
+
+    def notes_on(self, method: Method) -> tuple[str, ...]:
+        """Return what is to be said of ``method`` on this model, whoever runs it; mostly nothing."""
+        return ("the model has no blocks: the head alone trains",) if method.needs_k and not self.blocks else ()
 
     def planned(
         self,
@@ -145,8 +178,7 @@ class Steps:
             plan = method.treat(plan, Structure(stock, k if method.needs_k else None))
         for name in treatments:
             plan = with_everywhere(plan, treatment_named(name), stock)
-        if method.needs_k and not stock.blocks:
-            plan = replace(plan, notes=(*plan.notes, "the model has no blocks: the head alone trains"))
+        plan = replace(plan, notes=(*plan.notes, *self.notes_on(method)))
         step = self.run(replace(plan, microbatch=None))
         if plan.tuned:
             tuned, plan = plan, with_confirmed_pairs(plan, step, stock)

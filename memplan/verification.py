@@ -73,16 +73,17 @@ def verify(
     recorded = Steps(about)
     blocks = recorded.settled_k(chosen, k)
     device = recorded.model.device.type
-    implementation = implementation_of(foreach, device)
     (who,) = runners_of(chosen, runner)
-    if who == "memplan":
-        planned = recorded.planned(
-            chosen, blocks, treatments=treatments, optimizer=optimizer, implementation=implementation
-        )
-        step, plan, implementation = planned.step, planned.plan, planned.implementation
-    else:
-        step, plan = recorded.step(chosen, blocks), None
-    footprint = price(step, optimizer, implementation)
+    ran = recorded.by_runner(
+        who,
+        chosen,
+        blocks,
+        treatments=treatments,
+        optimizer=optimizer,
+        implementation=implementation_of(foreach, device),
+    )
+    plan, implementation = ran.plan, ran.implementation
+    footprint = price(ran.step, optimizer, implementation)
     trained = recorded.trained(chosen, blocks)
     setting = setting_of(about, recorded, optimizer, implementation)
 

@@ -1,4 +1,4 @@
-"""What the tests of applied models share: small models, their plans, and a training loop."""
+"""What the tests of applied models share: small models, their plans, a training loop, and what it must not leave."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _len_torch_function_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import memplan
 from memplan.methods.plan import Microbatch
@@ -22,6 +24,8 @@ PLANS: dict[str, tuple[str, int | None, tuple[str, ...]]] = {
     "tinytl-bias": ("tinytl-bias", None, ()),
     "tinytl-lite-bias": ("tinytl-lite-bias", None, ()),
 }
+
+MODULE_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 
 
 class Block(nn.Module):
@@ -103,3 +107,10 @@ def same(one: nn.Module | dict[str, Tensor], other: nn.Module | dict[str, Tensor
     """Whether two models, or their states, are bit for bit the same."""
     first, second = (each if isinstance(each, dict) else each.state_dict() for each in (one, other))
     return [*first] == [*second] and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def left_behind() -> list[Any]:
+    """What forwards that end, in whatever way, must not leave."""
+    hooks = [hook for name in MODULE_HOOKS for hook in getattr(nn.modules.module, name)]
+    saved = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return [*range(_len_torch_function_stack()), *_get_current_dispatch_mode_stack(), *hooks, *(saved or ())]

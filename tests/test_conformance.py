@@ -27,6 +27,7 @@ from memplan.methods.treatments import TREATMENTS
 from memplan.methods.treatments.record import Treatment
 from memplan.steps import Steps
 from memplan.subject import subject_of
+from tests.activation import Activation
 from tests.layers.frozen_cases import Replaced
 from tests.test_accuracy import CORPUS, needs
 
@@ -173,7 +174,7 @@ def kept_bytes(treatment: Treatment, signature: Signature, mode: AbstractContext
 
 
 def _kept(run: Callable[[Tensor], Any], source: Tensor, own: list[Any]) -> int:
-    activation = _Strided.apply(source.requires_grad_())
+    activation = Activation.apply(source.requires_grad_())
     excluded = {value.untyped_storage()._cdata for value in own if isinstance(value, Tensor)}
     kept: dict[int, Tensor] = {}
     with torch.autograd.graph.saved_tensors_hooks(
@@ -183,18 +184,6 @@ def _kept(run: Callable[[Tensor], Any], source: Tensor, own: list[Any]) -> int:
     found = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in excluded)
     del result
     return found
-
-
-class _Strided(torch.autograd.Function):
-    """An activation with the strides of its leaf, that may be written in place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
 
 
 def _stored_in_8_bits(signature: Signature, args: tuple[Any, ...]) -> tuple[Callable[[Tensor], Any], Tensor, list[Any]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import memplan
-from benchmarks.digits import (
+from benchmarks.digit_transfer import (
     FULL,
     HEAD,
     LOSSLESS,

@@ -192,11 +192,8 @@ def trace(
         progress(f"recording {subject.name}: {method}")
         chosen = method_named(method)
         steps = Steps(subject)
-        blocks = steps.settled_k(chosen, k)
-        if runners_of(chosen, runner) == ("memplan",):
-            step = steps.planned(chosen, blocks, treatments=treatments).step
-        else:
-            step = steps.step(chosen, blocks)
+        (who,) = runners_of(chosen, runner)
+        step = steps.by_runner(who, chosen, steps.settled_k(chosen, k), treatments=treatments).step
     if json_file is not None:
         from memplan.graph import to_json
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from memplan.graph.flow import Flow, Region
+from memplan.graph.flow import Flow, Region, chains_of
 from memplan.graph.records import Block, Layer, Op, Parameter, Storage
 from memplan.graph.step_graph import StepGraph
 
@@ -36,26 +36,19 @@ def find_blocks(
 
 def located_blocks(graph: StepGraph, blocks: tuple[Block, ...]) -> StepGraph:
     """Return ``graph`` with the blocks of another recording of the same model, found there by their modules."""
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
     paths = {block.path for block in blocks}
+    modules = {layer.index for layer in graph.layers if layer.path in paths}
+    chains = chains_of(graph.layers)
+    spans: dict[str, tuple[int, int]] = {}
     for op in graph.ops:
-        if op.phase == "forward":
-            parts = graph.layers[op.layer].path.split(".")
-            for count in range(len(parts), 0, -1):
-                path = ".".join(parts[:count])
-                if path in paths:
-                    first.setdefault(path, op.index)
-                    last[path] = op.index
-                    break
-    found = [block for block in blocks if block.path in first]
-    return replace(
-        graph,
-        blocks=tuple(
-            Block(index, block.path, block.type, first[block.path], last[block.path])
-            for index, block in enumerate(found)
-        ),
-    )
+        around = reversed(chains[op.layer]) if op.phase == "forward" else ()
+        module = next((layer for layer in around if layer in modules), None)
+        if module is not None:
+            path = graph.layers[module].path
+            spans[path] = (spans.get(path, (op.index, 0))[0], op.index)
+    found = [block for block in blocks if block.path in spans]
+    located = (Block(index, block.path, block.type, *spans[block.path]) for index, block in enumerate(found))
+    return replace(graph, blocks=tuple(located))
 
 
 def _in_order(modules: Iterable[int], flow: Flow) -> Iterator[int]:

@@ -58,14 +58,8 @@ class Flow:
 
     @cached_property
     def chains(self) -> tuple[tuple[int, ...], ...]:
-        """For each layer, itself and the modules around it, from the outermost inwards; the root is left out."""
-        index = {layer.path: layer.index for layer in self.layers}
-        chains: dict[str, tuple[int, ...]] = {"": ()}
-        for layer in sorted(self.layers, key=lambda layer: layer.path.count(".")):
-            if layer.path:
-                around = chains.get(layer.path.rpartition(".")[0], ())
-                chains[layer.path] = (*around, index[layer.path])
-        return tuple(chains[layer.path] for layer in self.layers)
+        """For each layer, itself and the modules around it: see :func:`chains_of`."""
+        return chains_of(self.layers)
 
     @cached_property
     def composite(self) -> tuple[bool, ...]:
@@ -280,6 +274,20 @@ class Flow:
     def _new_value(self, producer: int) -> int:
         self.producers.append(producer)
         return len(self.producers) - 1
+
+
+def chains_of(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return for each layer itself and the modules around it, from the outermost inwards; the root is left out.
+
+    >>> chains_of((Layer(0, "", "Net", False), Layer(1, "features", "Sequential", True),
+    ...            Layer(2, "features.1", "Conv2d", False), Layer(3, "classifier", "Linear", False)))
+    ((), (1,), (1, 2), (3,))
+    """
+    chains: dict[str, tuple[int, ...]] = {"": ()}
+    for layer in sorted(layers, key=lambda layer: layer.path.count(".")):
+        if layer.path:
+            chains[layer.path] = (*chains.get(layer.path.rpartition(".")[0], ()), layer.index)
+    return tuple(chains[layer.path] for layer in layers)
 
 
 def _inputs(storages: tuple[Storage, ...]) -> Iterator[int]:

@@ -218,12 +218,17 @@ def _dropout(inplace: bool, whole_channels: bool, input: Tensor, p: float, train
     return _drop(input, p, train, inplace, whole_channels)
 
 
-REPLACEMENTS: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
+#: All ways to call ReLU.
+RELU: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
     F.relu: relu,
     torch.relu: relu,
     torch.Tensor.relu: relu,
     torch.relu_: partial(relu, inplace=True),
     torch.Tensor.relu_: partial(relu, inplace=True),
+}
+
+REPLACEMENTS: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
+    **RELU,
     F.relu6: relu6,
     _nn.relu6: relu6,
     _nn.relu6_: partial(relu6, inplace=True),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+#: A norm with the arguments of ``torch.batch_norm``; ``NotImplemented`` where it does not apply.
+Norm: TypeAlias = Callable[..., Any]
 
 
 class LeanNorm(torch.autograd.Function):
@@ -72,7 +76,13 @@ def _applies(input: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tenso
     return input.requires_grad or (bias is not None and bias.requires_grad)
 
 
+def batch_norms(norm: Norm) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+    """Return the replacements of torch's batch norms by ``norm``, each with the arguments of what it replaces."""
+    return {F.batch_norm: partial(_functional_batch_norm, norm), torch.batch_norm: norm}
+
+
 def _functional_batch_norm(
+    norm: Norm,
     input: torch.Tensor,
     running_mean: torch.Tensor | None,
     running_var: torch.Tensor | None,
@@ -82,9 +92,7 @@ def _functional_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    return _batch_norm(
-        input, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled
-    )
+    return norm(input, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled)
 
 
 def _batch_norm(
@@ -114,8 +122,8 @@ def _functional_instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    return _instance_norm(
-        input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, torch.backends.cudnn.enabled
+    return _functional_batch_norm(
+        _instance_norm, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
     )
 
 
@@ -139,8 +147,7 @@ def _instance_norm(
 
 #: Each of torch's norms that can use running statistics, and its lean form.
 NORMS: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
-    F.batch_norm: _functional_batch_norm,
-    torch.batch_norm: _batch_norm,
+    **batch_norms(_batch_norm),
     F.instance_norm: _functional_instance_norm,
     torch.instance_norm: _instance_norm,
 }

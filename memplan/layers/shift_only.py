@@ -9,23 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 
-from memplan.layers.lean_norm import lean_norm
-
-
-def _functional_batch_norm(
-    input: torch.Tensor,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Any:
-    del training, momentum
-    return lean_norm(input, weight, bias, running_mean, running_var, eps, torch.backends.cudnn.enabled)
+from memplan.layers.lean_norm import batch_norms, lean_norm
 
 
 def _batch_norm(
@@ -43,7 +28,4 @@ def _batch_norm(
     return lean_norm(input, weight, bias, running_mean, running_var, eps, cudnn_enabled)
 
 
-REPLACEMENTS: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
-    F.batch_norm: _functional_batch_norm,
-    torch.batch_norm: _batch_norm,
-}
+REPLACEMENTS: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = batch_norms(_batch_norm)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memplan.layers.bitmask import Answer, Bounds, masked, relu
+from memplan.layers.bitmask import RELU, Answer, Bounds, masked
 
 _nn: Final[Any] = torch._C._nn
 
@@ -47,11 +47,7 @@ def _gelu(inplace: bool, input: Tensor, *, approximate: str = "none") -> Answer:
 
 
 REPLACEMENTS: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
-    F.relu: relu,
-    torch.relu: relu,
-    torch.Tensor.relu: relu,
-    torch.relu_: partial(relu, inplace=True),
-    torch.Tensor.relu_: partial(relu, inplace=True),
+    **RELU,
     F.relu6: relu6,
     _nn.relu6: relu6,
     _nn.relu6_: partial(relu6, inplace=True),

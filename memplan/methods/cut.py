@@ -11,6 +11,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, Final
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Op, TensorView
 from memplan.graph.step_graph import StepGraph
 
@@ -91,7 +92,7 @@ class Value:
 def schedule(
     graph: StepGraph,
     *,
-    flops_per_byte: float = FLOPS_PER_BYTE,
+    flops_per_byte: float | Mapping[int, float] = FLOPS_PER_BYTE,
     layers: Collection[int] | None = None,
 ) -> tuple[ScheduledOp, ...]:
     """Return, for each op of the recorded forward, which results autograd's tensors are recomputed from.
@@ -102,15 +103,17 @@ def schedule(
 
     Args:
         graph: a recorded step; its forward is what will run.
-        flops_per_byte: 0 recomputes nothing that has FLOPs.
+        flops_per_byte: 0 recomputes nothing that has FLOPs. A mapping gives each op's own by its index; an op that is
+            not in it is not repeated.
         layers: indices of the layers in which ops may be recomputed; all by default.
     """
     values = Values(graph)
     fixed = values.fixed | _crossing(values)
+    given = flops_per_byte if isinstance(flops_per_byte, Mapping) else dict.fromkeys(range(len(graph.ops)), flops_per_byte)
     costs = {
-        op.index: _cost(op, flops_per_byte)
+        op.index: _cost(op, given[op.index])
         for op in values.ops
-        if (layers is None or op.layer in layers) and (flops_per_byte or not op.flops)
+        if (layers is None or op.layer in layers) and op.index in given and (given[op.index] or not op.flops)
     }
     repeated = _within_reach(values, _cheapest(values, costs, fixed))
     return tuple(
@@ -333,10 +336,5 @@ def _cost(op: Op, flops_per_byte: float) -> float:
 
 def touched_bytes(op: Op) -> int:
     """Return the bytes of all tensors that an op reads and writes."""
-    return sum(_bytes(view) for view in (*op.inputs, *op.outputs) if view is not None)
-
-
-def _bytes(view: TensorView) -> int:
-    """Return the bytes of a view, from the bits in its dtype's name."""
-    bits = re.search(r"\d+", view.dtype)
-    return prod(view.shape) * (int(bits.group()) // 8 if bits else 1)
+    views = (view for view in (*op.inputs, *op.outputs) if view is not None)
+    return sum(prod(view.shape) * item_bytes(view.dtype) for view in views)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -20,34 +20,41 @@ LEAN: Final = "lean-frozen"
 MASK: Final = BITMASK.name
 
 
-def with_lean_layers(plan: Plan, structure: Structure, *, everywhere: bool = False) -> Plan:
-    """Return ``plan`` with frozen weights that keep no input, and bit masks where nobody else keeps the tensor.
+def with_lean_layers(plan: Plan, structure: Structure, masked: Collection[int] | None = None) -> Plan:
+    """Return ``plan`` with frozen weights that keep no input, and bit masks in the layers ``masked``.
 
-    With ``everywhere`` each maskable activation is masked, as when what others keep will be recomputed, or a gradient
-    will flow where in stock's recording none does.
+    By default these are the layers where nobody else keeps the tensor; :func:`maskable` and :func:`unrepeatable` give
+    others.
     """
     frozen = len(plan.trained) < len(structure.graph.parameters)
-    masked = _maskable(structure) if everywhere else _worth_masking(structure)
     root = (TreatedLayer("", (LEAN,)),) if frozen else ()
-    paths = [structure.graph.layers[layer].path for layer in sorted(masked)]
+    chosen = worth_masking(structure) if masked is None else masked
+    paths = [structure.graph.layers[layer].path for layer in sorted(chosen)]
     names = (LEAN, MASK) if frozen else (MASK,)
     treated = merged((*root, *(TreatedLayer(path, names) for path in paths)), plan.layers)
     return replace(plan, layers=treated)
 
 
-def with_masks_of_what_cannot_be_repeated(plan: Plan, structure: Structure) -> Plan:
-    """Return ``plan`` with masks for dropout and max-pooling alone.
+def maskable(structure: Structure) -> frozenset[int]:
+    """Return the layers with anything that a bit mask can serve, whoever else keeps the tensor.
 
-    An activation's mask would be kept beside what it is recomputed from: measured, it saves nothing at the peak and
-    costs a tenth of the step (docs/step-time.md).
+    They are masked when what others keep will not be kept, or a gradient will flow where in stock's recording none
+    does.
     """
-    masked = {
+    return frozenset(op.layer for op in structure.forward if op.name in BITMASK.saved)
+
+
+def unrepeatable(structure: Structure) -> frozenset[int]:
+    """Return the layers with a dropout or max-pooling that a bit mask can serve.
+
+    Where the rest is recomputed they alone are masked. An activation's mask would be kept beside what it is recomputed
+    from: measured, it saves nothing at the peak and costs a tenth of the step (docs/step-time.md).
+    """
+    return frozenset(
         op.layer
         for op in structure.forward
         if op.name in BITMASK.saved and any(word in op.name for word in ("bernoulli", "dropout", "max_pool"))
-    }
-    entries = (TreatedLayer(structure.graph.layers[layer].path, (MASK,)) for layer in sorted(masked))
-    return replace(plan, layers=merged(entries, plan.layers))
+    )
 
 
 def with_everywhere(plan: Plan, treatment: Treatment, graph: StepGraph) -> Plan:
@@ -74,11 +81,11 @@ def with_everywhere(plan: Plan, treatment: Treatment, graph: StepGraph) -> Plan:
 
 def _frozen_weights(plan: Plan, graph: StepGraph) -> Iterator[str]:
     """Yield the layers of torch's own classes whose weight is frozen and their own alone."""
-    trained = frozenset(plan.trained)
+    trained, tied = frozenset(plan.trained), _tied(graph)
     for parameter in graph.parameters:
         layer = graph.layers[parameter.layer]
         own = parameter.name == f"{layer.path}.weight"
-        if own and layer.type in INT8_LAYERS and parameter.name not in trained and layer.path not in _tied(graph):
+        if own and layer.type in INT8_LAYERS and parameter.name not in trained and layer.path not in tied:
             yield layer.path
 
 
@@ -119,7 +126,7 @@ def with_microbatch(plan: Plan, structure: Structure) -> Plan:
     return replace(plan, notes=(*plan.notes, f"the frozen prefix runs as one batch: {reason}"))
 
 
-def _worth_masking(structure: Structure) -> set[int]:
+def worth_masking(structure: Structure) -> set[int]:
     """Return the layers with an activation whose kept tensor no other op keeps too."""
     keepers: dict[int, list[Op]] = defaultdict(list)
     graph = structure.graph
@@ -135,10 +142,6 @@ def _worth_masking(structure: Structure) -> set[int]:
         for op, saves in _masks(structure)
         if any(storage in kept and len(keepers[storage]) == 1 for storage in saves)
     }
-
-
-def _maskable(structure: Structure) -> set[int]:
-    return {op.layer for op in structure.forward if op.name in BITMASK.saved}
 
 
 def _masks(structure: Structure) -> Iterator[tuple[Op, tuple[int, ...]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from memplan.methods.lean import with_masks_of_what_cannot_be_repeated
+from memplan.methods.lean import unrepeatable, with_lean_layers
 from memplan.methods.method import Method
 from memplan.methods.plan import Plan
 from memplan.methods.stock import everything
@@ -13,7 +13,7 @@ from memplan.methods.structure import Structure
 
 
 def _treat(plan: Plan, structure: Structure) -> Plan:
-    return replace(with_masks_of_what_cannot_be_repeated(plan, structure), fused_update=True)
+    return replace(with_lean_layers(plan, structure, unrepeatable(structure)), fused_update=True)
 
 
 LOSSLESS: Final = Method(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+from memplan.graph.flow import chains_of
 from memplan.graph.head import layers_in_block
 from memplan.graph.records import Block, Layer, Op, TensorView
 from memplan.graph.step_graph import StepGraph
@@ -25,10 +26,14 @@ _RUNNING_MEAN, _TRAINING = 3, 5
 
 @dataclass(frozen=True)
 class Structure:
-    """A recorded step of stock PyTorch with its blocks, and how many of the top blocks train (all by default)."""
+    """A recorded step of stock PyTorch with its blocks, and how many of the top blocks train (all by default).
+
+    ``start_op`` is the first op that is not of the frozen prefix, where that is not the lowest trained block's.
+    """
 
     graph: StepGraph
     k: int | None = None
+    start_op: int | None = None
 
     @cached_property
     def forward(self) -> tuple[Op, ...]:
@@ -77,6 +82,8 @@ class Structure:
     @cached_property
     def start(self) -> int:
         """The first op of the lowest trained block; of what follows all blocks when none trains."""
+        if self.start_op is not None:
+            return self.start_op
         if self.top:
             return self.top[0].first_op
         blocks = self.graph.blocks
@@ -85,29 +92,22 @@ class Structure:
     @cached_property
     def prefix(self) -> tuple[Layer, ...]:
         """The modules of which all ops lie below the lowest trained block."""
-        last: dict[int, int] = {}
-        chains = _chains(self.graph.layers)
-        for op in self.forward:
-            for layer in chains[op.layer]:
-                last[layer] = op.index
-        return tuple(
-            layer for layer in self.graph.layers if layer.path and last.get(layer.index, math.inf) < self.start
-        )
+        return tuple(layer for layer in self.graph.layers if self._last_ops.get(layer.index, math.inf) < self.start)
+
+    @cached_property
+    def _last_ops(self) -> dict[int, int]:
+        """The last op of the forward that ran in each module but the root, or in a module inside it."""
+        chains = chains_of(self.graph.layers)
+        return {layer: op.index for op in self.forward for layer in chains[op.layer]}
 
     def boundary(self) -> str | None:
         """Return the path of the module whose output is all that the rest needs of the prefix, the highest such."""
-        chains = _chains(self.graph.layers)
-        spans: dict[int, tuple[int, int]] = {}
-        for op in self.forward:
-            for layer in chains[op.layer]:
-                spans[layer] = (spans.get(layer, (op.index, 0))[0], op.index)
-        inside = {layer.index for layer in self.prefix}
-        ends = sorted({last for layer, (_, last) in spans.items() if layer in inside}, reverse=True)
-        for end in ends:
+        last_ops = {layer.index: self._last_ops[layer.index] for layer in self.prefix}
+        for end in sorted(set(last_ops.values()), reverse=True):
             crossing = self._crossing(end)
             written = {view.storage for view in self.graph.ops[end].outputs if view is not None}
             if len(crossing) == 1 and crossing <= written:
-                outermost = min(layer for layer, (_, last) in spans.items() if last == end and layer in inside)
+                outermost = min(layer for layer, last in last_ops.items() if last == end)
                 return self.graph.layers[outermost].path
         return None
 
@@ -187,13 +187,3 @@ def is_norm(layer: Layer) -> bool:
 def _on_one_position(op: Op) -> bool:
     source = op.args[0] if op.name == CONVOLUTION else op.outputs[0]
     return isinstance(source, TensorView) and math.prod(source.shape[2:]) == 1
-
-
-def _chains(layers: tuple[Layer, ...]) -> dict[int, tuple[int, ...]]:
-    """Return for each layer the layers that contain it, from the root to itself."""
-    index_of = {layer.path: layer.index for layer in layers}
-    chains: dict[int, tuple[int, ...]] = {}
-    for layer in layers:
-        parent = index_of.get(layer.path.rpartition(".")[0], 0) if layer.path else None
-        chains[layer.index] = (layer.index,) if parent is None else (*chains.get(parent, ()), layer.index)
-    return chains

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from memplan.methods.lean import with_lean_layers
+from memplan.methods.lean import maskable, with_lean_layers
 from memplan.methods.method import Method, in_head
 from memplan.methods.plan import Plan
 from memplan.methods.stock import bias_last
@@ -23,7 +23,7 @@ def _frozen_statistics(plan: Plan, structure: Structure) -> Plan:
     if kept:
         what = ", ".join(sorted(name.removeprefix("native_") for name in kept))
         notes = (*notes, f"bias-only saves nothing in {what}: their backward needs the input, whatever is frozen")
-    return with_lean_layers(replace(plan, running=running, notes=notes), structure, everywhere=True)
+    return with_lean_layers(replace(plan, running=running, notes=notes), structure, maskable(structure))
 
 
 def _with_branches(plan: Plan, structure: Structure) -> Plan:

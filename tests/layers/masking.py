@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.graph.records import Argument, Op, TensorView
 from memplan.methods.treatments.record import Treatment
+from tests.activation import Activation
 
 Call = Callable[[Tensor], Any]
 
@@ -62,7 +63,7 @@ def _record(value: Any) -> Argument:
 
 def rule_bytes(treatment: Treatment, call: Call, x: Tensor) -> int:
     """The sum of the rule over the ops that stock PyTorch runs for ``call``."""
-    activation: Tensor = _Copied.apply(x.detach().requires_grad_())
+    activation: Tensor = Activation.apply(x.detach().requires_grad_())
     with Ops() as seen:
         call(activation)
     return sum(treatment.saved[op.name](op) for op in seen.ops if op.name in treatment.saved)
@@ -78,7 +79,7 @@ def kept_bytes(replacements: Mapping[Any, Any], call: Call, x: Tensor) -> int:
         held.append(tensor)
         return tensor
 
-    activation: Tensor = _Copied.apply(x.detach().requires_grad_())
+    activation: Tensor = Activation.apply(x.detach().requires_grad_())
     mode = Treated(replacements)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), mode:
         result = call(activation)
@@ -98,7 +99,7 @@ def step(call: Call, x: Tensor, gradient: Tensor | None = None, mode: Treated | 
     """All results of ``call`` on a copy of ``x`` that keeps its strides, then the gradient of ``x``."""
     torch.manual_seed(7)
     leaf = x.detach().requires_grad_()
-    activation: Tensor = _Copied.apply(leaf)
+    activation: Tensor = Activation.apply(leaf)
     if mode is None:
         result = call(activation)
     else:
@@ -109,18 +110,6 @@ def step(call: Call, x: Tensor, gradient: Tensor | None = None, mode: Treated | 
     results[0].backward(torch.ones_like(results[0]) if gradient is None else gradient)
     assert leaf.grad is not None
     return [tensor.detach() for tensor in results] + [leaf.grad]
-
-
-class _Copied(torch.autograd.Function):
-    """An activation with the strides of its leaf, gaps included, that may be written in place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
 
 
 def same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:

@@ -1,11 +1,8 @@
-"""Recomputing gives stock's gradients, keeps what its recording says, and lets go of all of it."""
+"""Recomputing gives stock's gradients, and keeps what its recording says."""
 
 from __future__ import annotations
 
 import copy
-import gc
-import weakref
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from memplan.layers.recompute import Recompute, _Traits
 from memplan.memory import price
 from memplan.methods.cut import FLOPS_PER_BYTE, ScheduledOp, is_repeatable, schedule
 from memplan.sources.packages import import_library
 from memplan.tracing.record import trace
-from memplan.tracing.step import tensors_in
 from memplan.transform.measure import measure, saved_on_a_real_step
+from tests.layers.recomputing import Recomputed, assert_equal_training, double, planned, scalar, trained
 from tests.tracing.networks import NETWORKS, forward_of
-
-#: The default, and one at which everything is repeated that can be.
-PRICES = (FLOPS_PER_BYTE, 1e9)
 
 #: All that autograd needs of these is an input, a parameter, an output, or handed from block to block.
 LEFT_ALONE = {
@@ -44,72 +37,6 @@ MODELS = (
     "timm:test_vit",
     "dense",
 )
-
-
-class Recomputed(nn.Module):
-    """A model whose forward runs under a schedule."""
-
-    def __init__(self, model: nn.Module, plan: Sequence[ScheduledOp]) -> None:
-        super().__init__()
-        self.model = model
-        self.plan = plan
-        self.followed = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with Recompute(self.plan) as mode:
-            output = self.model(*args, **kwargs)
-        self.followed = mode.followed
-        return output
-
-
-def planned(model: nn.Module, inputs: Any, flops_per_byte: float = 1e9, **options: Any) -> tuple[ScheduledOp, ...]:
-    return schedule(trace(model, inputs, **options).step, flops_per_byte=flops_per_byte)
-
-
-def scalar(output: Any) -> Tensor:
-    """Return a number on which all that is differentiable in ``output`` has its own influence."""
-    terms = []
-    for tensor in tensors_in(output):
-        if tensor.requires_grad:
-            real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-            weights = torch.linspace(-1, 1, real.numel(), dtype=real.dtype).view_as(real)
-            terms.append((real * weights).sum())
-    return sum(terms[1:], terms[0])
-
-
-def trained(model: nn.Module, args: Any, kwargs: Any, steps: int = 3) -> dict[str, Tensor]:
-    """Train ``model`` for some steps; return its last gradients and its state."""
-    torch.manual_seed(1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        scalar(model(*args, **kwargs)).backward()
-        optimizer.step()
-    found = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    found.update({f"{name}.grad": p.grad for name, p in model.named_parameters() if p.grad is not None})
-    return {name.removeprefix("model."): tensor for name, tensor in found.items()}
-
-
-def double(value: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t.double() if t.dtype is torch.float32 else t, value)
-
-
-def assert_equal_training(model: nn.Module, inputs: Any, prices: Sequence[float] = PRICES, steps: int = 3) -> list[int]:
-    """Train side by side with stock; return how many results each price recomputes."""
-    args, kwargs = forward_of(inputs)
-    graph = trace(model, inputs).step
-    expected = trained(copy.deepcopy(model), args, kwargs, steps)
-    counts = []
-    for flops_per_byte in prices:
-        plan = schedule(graph, flops_per_byte=flops_per_byte)
-        counts.append(sum(len(op.recomputed) for op in plan))
-        ours = Recomputed(copy.deepcopy(model), plan)
-        found = trained(ours, args, kwargs, steps)
-        assert ours.followed
-        assert found.keys() == expected.keys()
-        for name, tensor in expected.items():
-            assert torch.equal(found[name].to_dense(), tensor.to_dense()), (flops_per_byte, name)
-    return counts
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("nothing trains", "complex")])
@@ -324,180 +251,6 @@ def test_only_convolution_outputs_and_statistics_are_kept() -> None:
     image = 4 * 4 * 8 * 16 * 16
     assert saved_on_a_real_step(Recomputed(model, plan), (x,), {}) == 4 * image + 3 * 2 * 8 * 4
     assert saved_on_a_real_step(model, (x,), {}) == 9 * image + 3 * 2 * 8 * 4
-
-
-# -- autograd's ways -------------------------------------------------------------------------------------------------
-
-
-class Smooth(nn.Module):
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(width, width), nn.Linear(width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(F.softplus(self.first(x)) * torch.sigmoid(x)))
-
-
-def smooth() -> tuple[Smooth, Tensor, tuple[ScheduledOp, ...]]:
-    torch.manual_seed(0)
-    model, x = Smooth().double(), torch.randn(5, 8).double().requires_grad_()
-    plan = planned(model, (x,))
-    assert sum(len(op.recomputed) for op in plan) >= 3
-    return model, x, plan
-
-
-def gradients(model: nn.Module, inputs: Sequence[Tensor], compute: Callable[[], Tensor]) -> list[Tensor]:
-    wanted = [*model.parameters(), *inputs]
-    return [g for g in torch.autograd.grad(compute(), wanted, allow_unused=True) if g is not None]
-
-
-def equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    return len(first) == len(second) > 0 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_a_gradient_can_be_differentiated_again() -> None:
-    model, x, plan = smooth()
-
-    def penalty(run: nn.Module) -> Tensor:
-        (slope,) = torch.autograd.grad(run(x).sum(), x, create_graph=True)
-        return slope.pow(2).sum()
-
-    assert equal(
-        gradients(model, [x], lambda: penalty(Recomputed(model, plan))), gradients(model, [x], lambda: penalty(model))
-    )
-
-
-def test_backward_can_run_twice_over_a_retained_graph() -> None:
-    model, x, plan = smooth()
-    loss = Recomputed(model, plan)(x).sum()
-    parameters = list(model.parameters())
-    first = torch.autograd.grad(loss, parameters, retain_graph=True)
-    assert equal(first, torch.autograd.grad(loss, parameters))
-    with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(loss, parameters)
-
-
-def test_two_forwards_before_their_backward_are_apart() -> None:
-    model, x, plan = smooth()
-    other = torch.randn_like(x)
-    run = Recomputed(model, plan)
-    assert equal(
-        gradients(model, [x], lambda: (run(x) * run(other)).sum()),
-        gradients(model, [x], lambda: (model(x) * model(other)).sum()),
-    )
-
-
-def test_a_gradient_inside_the_forward_leaves_the_schedule_in_step() -> None:
-    class Energy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = Smooth().double()
-
-        def forward(self, x: Tensor) -> Tensor:
-            energy = self.inner(x)
-            (force,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
-            return (energy * force.tanh().sigmoid()).sum()
-
-    torch.manual_seed(0)
-    model, x = Energy(), torch.randn(5, 8).double().requires_grad_()
-    run = Recomputed(model, planned(model, (x,)))
-    assert equal(gradients(model, [x], lambda: run(x)), gradients(model, [x], lambda: model(x)))
-    assert run.followed
-
-
-def test_hooks_set_outside_see_what_is_kept() -> None:
-    model, x, plan = smooth()
-    expected = gradients(model, [x], lambda: model(x).sum())
-    run = Recomputed(model, plan)
-    with torch.autograd.graph.save_on_cpu():
-        assert equal(gradients(model, [x], lambda: run(x).sum()), expected)
-    assert run.followed
-
-
-def test_checkpoint_may_wrap_it() -> None:
-    model, x, plan = smooth()
-    run = Recomputed(model, plan)
-    found = gradients(model, [x], lambda: torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False).sum())
-    assert equal(found, gradients(model, [x], lambda: model(x).sum()))
-
-
-def test_writing_to_what_is_kept_is_an_error() -> None:
-    class Exposed(Smooth):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            hidden = self.first(x)
-            return hidden, self.last(F.silu(hidden))
-
-    model, x = Exposed().double(), torch.randn(5, 8).double()
-    hidden, output = Recomputed(model, planned(model, (x,), FLOPS_PER_BYTE))(x)
-    with torch.no_grad():
-        hidden.add_(1)
-    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*\(5, 8\) is at version 1; expected"):
-        output.sum().backward()
-
-
-def test_another_forward_than_the_schedules_keeps_everything() -> None:
-    _, x, plan = smooth()
-    other = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)).double()
-    run = Recomputed(other, plan[3:])
-    assert equal(gradients(other, [x], lambda: run(x).sum()), gradients(other, [x], lambda: other(x).sum()))
-    assert not run.followed
-
-
-def test_an_exception_leaves_no_mode_and_no_hooks_behind() -> None:
-    model, x, plan = smooth()
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        Recomputed(model, plan)(x[:, :3])
-    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
-    assert torch._C._len_torch_dispatch_stack() == 0
-
-
-def test_everything_is_released_without_the_collector() -> None:
-    model, x, plan = smooth()
-    gc.collect()
-    gc.disable()
-    try:
-        made: list[weakref.ref[Any]] = []
-
-        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                result = func(*args, **(kwargs or {}))
-                made.extend(
-                    weakref.ref(t.untyped_storage()) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)
-                )
-                return result
-
-        with Watch():
-            loss = Recomputed(model, plan)(x).sum()
-            torch.autograd.grad(loss, [x])
-        del loss
-        assert len(made) > 10
-        own = {p.untyped_storage()._cdata for p in (*model.parameters(), x)}
-        assert not [s for reference in made if (s := reference()) is not None and s._cdata not in own]
-        made.clear()
-        with Watch():
-            Recomputed(model, plan)(x)  # and where no backward follows
-        assert not [s for reference in made if (s := reference()) is not None and s._cdata not in own]
-    finally:
-        gc.enable()
-
-
-def test_sparse_and_inference_tensors_pass_through() -> None:
-    class Odd(Smooth):
-        def __init__(self) -> None:
-            super().__init__()
-            with torch.inference_mode():
-                self.shift = torch.ones(8)
-            self.adjacency = torch.eye(5).to_sparse()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(torch.sparse.mm(self.adjacency, x + self.shift))
-
-    model, x = Odd(), torch.randn(5, 8)
-    run = Recomputed(model, planned(Smooth(), (x,)))
-    names = [op.name for op in run.plan]
-    run.plan = [ScheduledOp("aten.add.Tensor", (0,)), ScheduledOp("aten._sparse_mm.default", ()), *run.plan]
-    assert names
-    assert equal(gradients(model, [], lambda: run(x).sum()), gradients(model, [], lambda: model(x).sum()))
 
 
 def test_no_op_that_draws_or_writes_aside_is_called_repeatable() -> None:

@@ -6,8 +6,9 @@ Source: PyTorch aten/src/ATen/native/cpu/FlashAttentionKernel.cpp, ``cpu_flash_a
 
 from __future__ import annotations
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Argument, Machine, TensorView
-from memplan.memory.scratch.geometry import copy_bytes, item_bytes, tensor
+from memplan.memory.scratch.geometry import copy_bytes, tensor
 
 KEY_TILE = 512
 ACCUMULATOR = 4

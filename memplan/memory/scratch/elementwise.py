@@ -10,12 +10,12 @@ from __future__ import annotations
 from itertools import pairwise
 from math import prod
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Argument, Machine, TensorView
 from memplan.memory.scratch.geometry import (
     copy_bytes,
     integers,
     is_contiguous,
-    item_bytes,
     tensor,
     tensor_bytes,
 )

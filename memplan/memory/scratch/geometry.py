@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Argument, Machine, TensorView
-
-ITEM_BYTES: dict[str, int] = {
-    "bool": 1, "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1,
-    "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2,
-    "int32": 4, "uint32": 4, "float32": 4,
-    "int64": 8, "uint64": 8, "float64": 8, "complex64": 8, "complex128": 16,
-}  # fmt: skip
 
 Triple = tuple[int, int, int]
 
@@ -25,11 +20,6 @@ def ceil_div(value: int, step: int) -> int:
 def round_up(value: int, step: int) -> int:
     """Smallest multiple of ``step`` that is at least ``value``."""
     return ceil_div(value, step) * step
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of one element; a dtype that is not in the table counts 8, so that it is not under-priced."""
-    return ITEM_BYTES.get(dtype, 8)
 
 
 def tensor_bytes(view: TensorView | None) -> int:
@@ -80,8 +70,18 @@ def fresh_bytes(args: tuple[Argument, ...], outputs: tuple[TensorView | None, ..
 
 def is_contiguous(view: TensorView) -> bool:
     """Whether the elements lie in row-major order without gaps (axes of size one do not matter)."""
+    return _are_gapless(zip(reversed(view.shape), reversed(view.strides), strict=True))
+
+
+def is_dense(view: TensorView) -> bool:
+    """Whether the elements of a view fill a piece of memory, in whatever order of axes."""
+    return _are_gapless((size, stride) for stride, size in sorted(zip(view.strides, view.shape, strict=True)))
+
+
+def _are_gapless(axes: Iterable[tuple[int, int]]) -> bool:
+    """Whether axes, sizes and strides from the innermost on, leave no gaps between elements."""
     expected = 1
-    for size, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
+    for size, stride in axes:
         if size == 0:
             return True
         if size != 1:

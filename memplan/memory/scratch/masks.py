@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from math import prod
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Argument, Machine, TensorView
-from memplan.memory.scratch.geometry import ceil_div, integers, is_contiguous, item_bytes, tensor, tensor_bytes
+from memplan.memory.scratch.geometry import ceil_div, integers, is_contiguous, is_dense, tensor, tensor_bytes
 
 Outputs = tuple[TensorView | None, ...]
 
@@ -29,7 +30,7 @@ def pack_mask(args: tuple[Argument, ...], outputs: Outputs, machine: Machine) ->
     elements = min(prod(source.shape), _chunk_elements(machine))
     _, low, high, _, nan_passes = args
     second = elements if low is not None and high is not None and not nan_passes else 0
-    copy = 0 if _is_dense(source) else tensor_bytes(source)
+    copy = 0 if is_dense(source) else tensor_bytes(source)
     return copy + (_padded(elements) + second) * item_bytes(source.dtype)
 
 
@@ -75,16 +76,3 @@ def _chunk_elements(machine: Machine) -> int:
 
 def _padded(elements: int) -> int:
     return 8 * ceil_div(elements, 8)
-
-
-def _is_dense(view: TensorView) -> bool:
-    """Whether the elements of a view fill a piece of memory, in whatever order of axes."""
-    expected = 1
-    for stride, size in sorted(zip(view.strides, view.shape, strict=True)):
-        if size == 0:
-            return True
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from math import prod
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Argument, Machine, TensorView
-from memplan.memory.scratch.geometry import item_bytes, tensors
+from memplan.memory.scratch.geometry import tensors
 
 
 def _matrix_copy(view: TensorView) -> int:

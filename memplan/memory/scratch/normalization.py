@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from math import prod
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Argument, Machine, TensorView
 from memplan.memory.scratch.geometry import (
     copy_bytes,
     is_channels_last,
     is_contiguous,
-    item_bytes,
     suggests_channels_last,
     tensor,
     tensor_bytes,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from math import prod
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Argument, Machine, TensorView
-from memplan.memory.scratch.geometry import copy_bytes, item_bytes, suggests_channels_last, tensor, tensor_bytes
+from memplan.memory.scratch.geometry import copy_bytes, suggests_channels_last, tensor, tensor_bytes
 
 Outputs = tuple[TensorView | None, ...]
 

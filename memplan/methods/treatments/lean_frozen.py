@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from math import prod
 from typing import Final
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Op, TensorView
 from memplan.methods.treatments.record import SavedRule, Treatment
-
-_ELEMENT_BYTES: Final[Mapping[str, int]] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 #: Position of ``training`` among the arguments of a batch norm.
 _TRAINING: Final = 5
@@ -17,7 +16,7 @@ _TRAINING: Final = 5
 
 def dense_bytes(view: object) -> int:
     """Bytes of a floating-point tensor stored densely, 0 for no tensor."""
-    return prod(view.shape) * _ELEMENT_BYTES[view.dtype] if isinstance(view, TensorView) else 0
+    return prod(view.shape) * item_bytes(view.dtype) if isinstance(view, TensorView) else 0
 
 
 def nothing(op: Op) -> int:

@@ -7,11 +7,10 @@ from math import prod
 from types import MappingProxyType
 from typing import Final
 
+from memplan.graph.dtypes import item_bytes
 from memplan.graph.records import Op, TensorView
 from memplan.methods.treatments.bitmask import mask_bytes
 from memplan.methods.treatments.record import SavedRule, Treatment
-
-_ITEM_BYTES: Final = MappingProxyType({"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2})
 
 
 def hardtanh_bytes(op: Op) -> int:
@@ -19,7 +18,7 @@ def hardtanh_bytes(op: Op) -> int:
     source = op.args[0]
     if tuple(op.args[1:3]) == (0, 6) or not isinstance(source, TensorView):
         return mask_bytes(op)
-    return prod(source.shape) * _ITEM_BYTES[source.dtype]
+    return prod(source.shape) * item_bytes(source.dtype)
 
 
 _SAVED: Final[Mapping[str, SavedRule]] = MappingProxyType(
