@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from memplan.errors import UsageError
 from memplan.methods.cut import ScheduledOp
+from memplan.methods.pruning import PrunedAxis, PrunedGroup, from_ranges, pruning_faults, to_ranges
 from memplan.methods.treatments.lite_residual import LiteShape, Norm
 
 #: Whether the gradients are those of the same network trained by stock PyTorch.
@@ -67,9 +68,11 @@ class Plan:
 
     ``trained`` names parameters of the model; the parameters of lite branches train too. ``running`` lists norms that
     use their running statistics and do not update them, ``evaluated`` modules that run in eval mode, ``int8`` layers
-    whose weight is stored in 8 bits. ``schedule`` says of each op of the forward what is recomputed. ``notes`` say
-    where a treatment does not apply, and why; ``untreated`` names what keeps as much as in stock PyTorch for want of a
-    rule. ``model`` is the model's fingerprint; a plan without one is for any model that has what it names.
+    whose weight is stored in 8 bits. ``pruned`` says which channels the model loses before all else: the rest, whether
+    gradients are exact too, is about the smaller network. ``schedule`` says of each op of the forward what is
+    recomputed. ``notes`` say where a treatment does not apply, and why; ``untreated`` names what keeps as much as in
+    stock PyTorch for want of a rule. ``model`` is the fingerprint of the model before it is pruned; a plan without one
+    is for any model that has what it names.
     """
 
     method: str
@@ -82,6 +85,7 @@ class Plan:
     tuned: tuple[TunedPair, ...] = ()
     int8: tuple[str, ...] = ()
     lite: tuple[LiteBranch, ...] = ()
+    pruned: tuple[PrunedGroup, ...] = ()
     schedule: tuple[ScheduledOp, ...] = ()
     microbatch: Microbatch | None = None
     fused_update: bool = False
@@ -97,6 +101,7 @@ class Plan:
             ("tune", self.tuned),
             ("frozen-int8", self.int8),
             ("lite-residual", self.lite),
+            ("prune", any(group.dropped for group in self.pruned)),
             ("recompute", any(op.recomputed for op in self.schedule)),
             ("prefix-microbatch", self.microbatch),
             ("fused-update", self.fused_update),
@@ -112,9 +117,15 @@ class Plan:
 def plan_to_json(plan: Plan) -> str:
     """Return the plan as JSON text, stable and one entry per line, to be read back by :func:`plan_from_json`."""
     fields = asdict(plan)
+    fields["pruned"] = [_with_ranges(group) for group in plan.pruned]
     fields["schedule"] = [[op.name, *op.recomputed] for op in plan.schedule]
     lines = ",\n".join(f'  "{name}": {_entry(value)}' for name, value in {"schema": SCHEMA, **fields}.items())
     return f"{{\n{lines}\n}}\n"
+
+
+def _with_ranges(group: PrunedGroup) -> dict[str, Any]:
+    axes = [{**asdict(axis), "dropped": to_ranges(axis.dropped)} for axis in group.axes]
+    return {**asdict(group), "dropped": to_ranges(group.dropped), "axes": axes}
 
 
 def _entry(value: Any) -> str:
@@ -149,6 +160,7 @@ def plan_from_json(text: str, source: str = "the plan") -> Plan:
             tuned=tuple(TunedPair(entry.text("convolution"), entry.text("norm")) for entry in read.each("tuned")),
             int8=read.texts("int8"),
             lite=tuple(LiteBranch(entry.text("path"), entry.lite_shape()) for entry in read.each("lite")),
+            pruned=read.pruned(),
             schedule=tuple(_scheduled(entry) for entry in read.list("schedule")),
             microbatch=read.microbatch(),
             fused_update=read.flag("fused_update"),
@@ -187,6 +199,9 @@ class _Fields:
     def texts(self, name: str) -> tuple[str, ...]:
         return tuple(map(_text, self.list(name)))
 
+    def whole(self, name: str, least: int) -> int:
+        return _whole(self._fields[name], least)
+
     def flag(self, name: str) -> bool:
         if not isinstance(self._fields[name], bool):
             raise TypeError(f"{name!r} is {self._fields[name]!r}, neither true nor false")
@@ -207,6 +222,28 @@ class _Fields:
         if value is None:
             return None
         return Fingerprint(_whole(value["parameters"], 0), _whole(value["numbers"], 0), _text(value["digest"]))
+
+    def pruned(self) -> tuple[PrunedGroup, ...]:
+        groups = tuple(
+            PrunedGroup(
+                entry.text("name"),
+                entry.whole("channels", 1),
+                from_ranges(entry.text("dropped")),
+                tuple(
+                    PrunedAxis(
+                        axis.text("tensor"),
+                        axis.whole("axis", 0),
+                        axis.whole("size", 1),
+                        from_ranges(axis.text("dropped")),
+                    )
+                    for axis in entry.each("axes")
+                ),
+            )
+            for entry in self.each("pruned")
+        )
+        for fault in pruning_faults(groups):
+            raise ValueError(fault)
+        return groups
 
     def lite_shape(self) -> LiteShape:
         fields = self._fields["shape"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from memplan.errors import AnalysisError, UsageError
 from memplan.layers.frozen_int8 import dequantize_, quantize_
@@ -15,6 +17,7 @@ from memplan.layers.lite_residual import LiteResidual
 from memplan.methods.plan import Fingerprint, Plan
 from memplan.methods.treatments.lite_residual import LiteShape
 from memplan.transform.runtime import PlannedForward, Runtime
+from memplan.transform.surgery import prune_
 
 #: Names that a planned model has beside its own.
 _APPLIED: Final = "_memplan_applied"
@@ -33,6 +36,23 @@ def apply_(module: nn.Module, plan: Plan) -> nn.Module:
     """
     check_unplanned(module)
     _check(module, plan)
+    unprune = prune_(module, plan.pruned)
+    try:
+        _arrange(module, plan)
+    except BaseException:
+        unprune()
+        raise
+    if any(group.dropped for group in plan.pruned) and _without_data(module):
+        module.__dict__[_APPLIED].unprune = unprune
+    return module
+
+
+def _without_data(module: nn.Module) -> bool:
+    return any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in module.parameters())
+
+
+def _arrange(module: nn.Module, plan: Plan) -> None:
+    """Do to a pruned ``module`` what ``plan`` says besides."""
     own = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     trained = frozenset(plan.trained)
     for name, parameter in module.named_parameters():
@@ -48,17 +68,18 @@ def apply_(module: nn.Module, plan: Plan) -> nn.Module:
             part.__dict__[_FORWARD] = PlannedForward(runtime, path, part, part.__dict__.get(_FORWARD))
     runtime.tables  # noqa: B018  # a treatment that cannot be found is told now, not in the first forward
     module.__dict__[_APPLIED] = _Applied(plan, own)
-    return module
 
 
 def restore_(module: nn.Module, *, keep_branches: bool = True) -> nn.Module:
     """Make a planned ``module`` plain again, in place, with what it has learnt; return it.
 
     Weights stored in 8 bits come back as the numbers that were used. Lite residual branches, which have been trained
-    with the rest, stay, unless ``keep_branches`` is off: without them the network would be another one.
+    with the rest, stay, unless ``keep_branches`` is off: without them the network would be another one. So do pruned
+    channels stay away; with ``keep_branches`` off, a module without data gets them back.
 
     Raises:
-        UsageError: no plan is applied to it, or a forward of it has been replaced since.
+        UsageError: no plan is applied to it, or a forward of it has been replaced since; or ``keep_branches`` is off
+            and it has lost channels with data.
     """
     applied = module.__dict__.get(_APPLIED)
     if applied is None:
@@ -68,6 +89,8 @@ def restore_(module: nn.Module, *, keep_branches: bool = True) -> nn.Module:
     if not isinstance(module.__dict__.get(_FORWARD), PlannedForward):
         kind = type(module).__name__
         raise UsageError(f"the forward of this {kind} was replaced after memplan.apply; put that one back first")
+    if not keep_branches and applied.unprune is None and any(group.dropped for group in applied.plan.pruned):
+        raise UsageError(f"this {type(module).__name__} has lost channels for good; build the model anew")
     for part in module.modules():
         forward = part.__dict__.get(_FORWARD)
         if isinstance(forward, PlannedForward):
@@ -82,6 +105,8 @@ def restore_(module: nn.Module, *, keep_branches: bool = True) -> nn.Module:
         delattr(_home(block), _BRANCH)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(applied.required.get(name, True))
+    if not keep_branches and applied.unprune is not None:
+        applied.unprune()
     del module.__dict__[_APPLIED]
     return module
 
@@ -110,11 +135,15 @@ def check_unplanned(module: nn.Module) -> None:
 
 
 class _Applied:
-    """What ``restore_`` needs: the plan, and which parameters required gradients before."""
+    """What ``restore_`` needs: the plan, and which parameters required gradients before.
+
+    ``unprune`` holds the pruned tensors, and so is there only where they have no data.
+    """
 
     def __init__(self, plan: Plan, required: dict[str, bool]) -> None:
         self.plan = plan
         self.required = required
+        self.unprune: Callable[[], None] | None = None
 
 
 def _quantize(module: nn.Module, path: str) -> None:

@@ -15,6 +15,7 @@ from memplan.methods.treatments import (
     lean_frozen,
     lite_residual,
     prefix_microbatch,
+    prune,
     recompute,
     shift_only,
     signed_mask,
@@ -40,6 +41,7 @@ TREATMENTS: Final[dict[str, Treatment]] = {
         signed_mask,
         bias_only,
         lite_residual,
+        prune,
         frozen_int8,
     )
 }
