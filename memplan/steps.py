@@ -76,11 +76,13 @@ class Steps:
         self.model = fake_model(module, args, kwargs, device=device)
         if subject.training is not None:
             self.model.module.train(subject.training)
+        self.subject = subject
         self._loss = subject.loss
         self._amp = None if subject.amp is None else getattr(torch, AMP_DTYPES[subject.amp])
         self._own = frozenset(name for name, tensor in self.model.module.named_parameters() if tensor.requires_grad)
         self._structure: StepGraph | None = None
         self._recorded: dict[frozenset[str], StepGraph] = {}
+        self._run: dict[Plan, StepGraph] = {}
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -202,21 +204,27 @@ class Steps:
         return PlannedStep(plan, step, "in-backward" if plan.fused_update else implementation)
 
     def run(self, plan: Plan) -> StepGraph:
-        """Return the recorded step of the model as ``plan`` makes it.
+        """Return the recorded step of the model as ``plan`` makes it; what is recorded once is not recorded again.
 
         Raises:
             AnalysisError: the plan is for another model, or its step cannot be recorded.
         """
         from memplan.transform.apply import apply_, restore_
 
-        module = self.model.module
-        with self.model.mode:
-            apply_(module, plan)
-        try:
-            return self._recording()
-        finally:
+        # What does not change the model does not change its step.
+        at_work = replace(
+            plan, method="", k=None, gradients="exact", fused_update=False, notes=(), untreated=(), model=None
+        )
+        if at_work not in self._run:
+            module = self.model.module
             with self.model.mode:
-                restore_(module, keep_branches=False)
+                apply_(module, plan)
+            try:
+                self._run[at_work] = self._recording()
+            finally:
+                with self.model.mode:
+                    restore_(module, keep_branches=False)
+        return self._run[at_work]
 
     def _in_parts(self, plan: Plan, parts: Microbatch, whole: StepGraph) -> tuple[Plan, StepGraph]:
         """Return the plan with its prefix in parts as large as the rest of the step leaves room for, and its step.

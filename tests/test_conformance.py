@@ -40,7 +40,7 @@ QUICK: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 #: Treatments of blocks, of the optimizer or of the order of work: real steps of whole models show what they keep.
-WHOLE = {"recompute", "prefix-microbatch", "fused-update", "top-k"}
+WHOLE = {"recompute", "prefix-microbatch", "fused-update", "top-k", "prune"}
 
 #: Treatments of more than one op, for which this file has tests of their own.
 SEVERAL = {"tune", "lite-residual"}

@@ -15,12 +15,13 @@ BEFORE: int = -1
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
-    """One tensor as an op saw it: a window on a storage. Strides count elements."""
+    """One tensor as an op saw it: a window on a storage. Strides and the offset of its first element count elements."""
 
     storage: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
+    offset: int = 0
 
 
 #: An op's argument: a tensor, a literal, or a (nested) tuple of them. Dtypes, devices and the like are strings.
@@ -96,6 +97,15 @@ class Parameter:
     elements: int
     trains: bool
     gradient: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A buffer under its first name; one that is registered twice appears once."""
+
+    name: str
+    layer: int
+    storage: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ import json
 from typing import Any, Final
 
 from memplan.errors import AnalysisError
-from memplan.graph.records import Argument, Block, Layer, Machine, Op, Parameter, Storage, TensorView
+from memplan.graph.records import Argument, Block, Buffer, Layer, Machine, Op, Parameter, Storage, TensorView
 from memplan.graph.step_graph import StepGraph
 
-SCHEMA: Final = "memplan.step-graph/1"
+SCHEMA: Final = "memplan.step-graph/2"
 
-_ROWS: Final = {"layers": Layer, "parameters": Parameter, "storages": Storage, "blocks": Block}
+_ROWS: Final = {"layers": Layer, "parameters": Parameter, "buffers": Buffer, "storages": Storage, "blocks": Block}
 
 
 def to_json(graph: StepGraph) -> str:
@@ -63,7 +63,8 @@ def _row(record: Any) -> list[Any]:
 def _plain(value: Any) -> Any:
     """Write a tensor as an object and all else as JSON does, so that reading tells them apart."""
     if isinstance(value, TensorView):
-        return {"s": value.storage, "shape": value.shape, "strides": value.strides, "dtype": value.dtype}
+        row = {"s": value.storage, "shape": value.shape, "strides": value.strides, "dtype": value.dtype}
+        return {**row, "offset": value.offset} if value.offset else row
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
@@ -71,7 +72,8 @@ def _plain(value: Any) -> Any:
 
 def _argument(value: Any) -> Argument:
     if isinstance(value, dict):
-        return TensorView(value["s"], tuple(value["shape"]), tuple(value["strides"]), value["dtype"])
+        shape, strides = tuple(value["shape"]), tuple(value["strides"])
+        return TensorView(value["s"], shape, strides, value["dtype"], value.get("offset", 0))
     if isinstance(value, list):
         return tuple(_argument(item) for item in value)
     return value  # type: ignore[no-any-return]

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from memplan.errors import AnalysisError
-from memplan.graph.records import BEFORE, Argument, Block, Layer, Machine, Op, Parameter, Phase, Storage, TensorView
+from memplan.graph.records import (
+    BEFORE,
+    Argument,
+    Block,
+    Buffer,
+    Layer,
+    Machine,
+    Op,
+    Parameter,
+    Phase,
+    Storage,
+    TensorView,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class StepGraph:
     outputs: tuple[int, ...] = ()
     blocks: tuple[Block, ...] = ()
     unpriced: tuple[str, ...] = ()
+    buffers: tuple[Buffer, ...] = ()
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -124,6 +137,9 @@ def _problems(graph: StepGraph) -> Iterator[str]:
                 yield f"op {op.index} uses the unknown storage {view.storage}"
             elif not graph.storages[view.storage].born <= op.index <= graph.storages[view.storage].last:
                 yield f"op {op.index} ({op.name}) uses storage {view.storage} outside its life"
+    for buffer in graph.buffers:
+        if not 0 <= buffer.storage < count:
+            yield f"the buffer {buffer.name!r} lies in the unknown storage {buffer.storage}"
     for index in graph.saved:
         if not 0 <= index < count:
             yield f"the unknown storage {index} is saved"

@@ -109,7 +109,9 @@ def schedule(
     """
     values = Values(graph)
     fixed = values.fixed | _crossing(values)
-    given = flops_per_byte if isinstance(flops_per_byte, Mapping) else dict.fromkeys(range(len(graph.ops)), flops_per_byte)
+    given = flops_per_byte
+    if not isinstance(given, Mapping):
+        given = dict.fromkeys((op.index for op in values.ops), given)
     costs = {
         op.index: _cost(op, given[op.index])
         for op in values.ops

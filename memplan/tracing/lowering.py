@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from memplan.graph.records import BEFORE, Argument, Layer, Machine, Op, Parameter, Storage, TensorView
+from memplan.graph.records import BEFORE, Argument, Buffer, Layer, Machine, Op, Parameter, Storage, TensorView
 from memplan.graph.step_graph import StepGraph
 from memplan.tracing.recorder import Recorder, StorageLife
 
@@ -24,6 +24,7 @@ def lower(
     saved: tuple[int, ...],
     outputs: tuple[int, ...],
     unpriced: tuple[str, ...] = (),
+    buffers: tuple[Buffer, ...] = (),
 ) -> StepGraph:
     """Return the StepGraph of a finished recording.
 
@@ -58,6 +59,7 @@ def lower(
         saved=saved,
         outputs=outputs,
         unpriced=unpriced,
+        buffers=buffers,
     )
 
 

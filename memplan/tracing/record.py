@@ -12,7 +12,7 @@ from torch.fx import Graph
 from torch.nn.modules import module as module_hooks
 
 from memplan.graph.blocks import find_blocks
-from memplan.graph.records import Layer, Machine, Parameter, Phase
+from memplan.graph.records import Buffer, Layer, Machine, Parameter, Phase
 from memplan.graph.step_graph import StepGraph
 from memplan.tracing.fake import FakeModel, fake_model
 from memplan.tracing.lowering import lower
@@ -45,8 +45,7 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
     parameters = {
         id(tensor): recorder.give(name, tensor, "parameter") for name, tensor in model.module.named_parameters()
     }
-    for name, tensor in model.module.named_buffers():
-        recorder.give(name, tensor, "buffer")
+    buffers = {name: recorder.give(name, tensor, "buffer") for name, tensor in model.module.named_buffers()}
     for name, tensor in model.tensors():
         recorder.give(name, tensor, "input")
 
@@ -75,6 +74,7 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
         saved=tuple(sorted(saved)),
         outputs=tuple(sorted(recorder.outputs)),
         unpriced=tuple(f"tensors of layout {layout}" for layout in sorted(recorder.unpriced)),
+        buffers=tuple(_buffers(buffers, layers)),
     )
     return StepRecord(recorder.graph, step)
 
@@ -130,6 +130,13 @@ def _parameters(
         gradient = None if tensor.grad is None else recorder.give(f"{name}.grad", tensor.grad, "gradient")
         layer = layer_of[name.rpartition(".")[0]]
         yield Parameter(name, layer, storage, tensor.numel(), tensor.requires_grad, gradient)
+
+
+def _buffers(storages: Mapping[str, int | None], layers: tuple[Layer, ...]) -> Iterator[Buffer]:
+    layer_of = {layer.path: layer.index for layer in layers}
+    for name, storage in storages.items():
+        if storage is not None:
+            yield Buffer(name, layer_of[name.rpartition(".")[0]], storage)
 
 
 @contextmanager

@@ -45,13 +45,14 @@ class StorageLife:
 class SavedTensor:
     """What autograd keeps in place of a tensor: enough to rebuild an empty one, and no claim on its storage."""
 
-    __slots__ = ("device", "dtype", "recorder", "shape", "storage", "strides")
+    __slots__ = ("device", "dtype", "offset", "recorder", "shape", "storage", "strides")
 
     def __init__(self, tensor: torch.Tensor, storage: StorageLife, recorder: Recorder) -> None:
         self.storage = storage
         self.recorder = recorder
         self.shape = tensor.shape
         self.strides = tensor.stride()
+        self.offset = tensor.storage_offset()
         self.dtype = tensor.dtype
         self.device = tensor.device
 
@@ -214,7 +215,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         life = self._life(tensor, given)
         if life is None:
             return None
-        return TensorView(life.index, tuple(tensor.shape), tensor.stride(), str(tensor.dtype)[6:])
+        shape, strides, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+        return TensorView(life.index, shape, strides, str(tensor.dtype)[6:], offset)
 
     def give(self, name: str, tensor: torch.Tensor, role: Role) -> int | None:
         """Make ``tensor`` known before the step, as a placeholder of the graph; return the index of its storage."""
@@ -283,6 +285,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return saved
         with torch._C._DisableTorchDispatch():
             empty = torch.empty_strided(saved.shape, saved.strides, dtype=saved.dtype, device="meta")
+            if saved.offset:
+                whole = saved.offset + empty.untyped_storage().nbytes() // empty.element_size()
+                empty = empty.new_empty(whole).as_strided(saved.shape, saved.strides, saved.offset)
             tensor = FakeTensor(self._fake_mode, empty, saved.device)
         saved.storage.holders += 1
         self._watch(tensor.untyped_storage(), saved.storage)
