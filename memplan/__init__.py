@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memplan.analysis import analyze
     from memplan.application import apply, load_plan, optimizer, restore, trained_parameters
-    from memplan.errors import AnalysisError, MemplanError, UsageError
+    from memplan.errors import AnalysisError, BudgetError, MemplanError, UsageError
+    from memplan.front import pareto
     from memplan.graph.step_graph import StepGraph
     from memplan.layers.fused_update import FusedUpdate
     from memplan.memory.footprint import Footprint
     from memplan.methods import Method, Plan
     from memplan.methods.treatments.record import Treatment
-    from memplan.results import Analysis, Verification
+    from memplan.planning import plan
+    from memplan.results import Analysis, Front, Planned, Verification
     from memplan.tracing.record import StepRecord, trace
     from memplan.transform.apply import plan_of
     from memplan.verification import verify
@@ -31,6 +33,8 @@ _HOMES = {
     "apply": "memplan.application",
     "load_plan": "memplan.application",
     "optimizer": "memplan.application",
+    "pareto": "memplan.front",
+    "plan": "memplan.planning",
     "plan_of": "memplan.transform.apply",
     "restore": "memplan.application",
     "trace": "memplan.tracing.record",
@@ -38,11 +42,14 @@ _HOMES = {
     "verify": "memplan.verification",
     "Analysis": "memplan.results",
     "AnalysisError": "memplan.errors",
+    "BudgetError": "memplan.errors",
     "Footprint": "memplan.memory.footprint",
+    "Front": "memplan.results",
     "FusedUpdate": "memplan.layers.fused_update",
     "MemplanError": "memplan.errors",
     "Method": "memplan.methods",
     "Plan": "memplan.methods",
+    "Planned": "memplan.results",
     "StepGraph": "memplan.graph.step_graph",
     "StepRecord": "memplan.tracing.record",
     "Treatment": "memplan.methods.treatments.record",
@@ -55,11 +62,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Analysis",
     "AnalysisError",
+    "BudgetError",
     "Footprint",
+    "Front",
     "FusedUpdate",
     "MemplanError",
     "Method",
     "Plan",
+    "Planned",
     "StepGraph",
     "StepRecord",
     "Treatment",
@@ -69,6 +79,8 @@ __all__ = [
     "apply",
     "load_plan",
     "optimizer",
+    "pareto",
+    "plan",
     "plan_of",
     "restore",
     "trace",

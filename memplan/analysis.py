@@ -68,7 +68,7 @@ def analyze(
         UsageError: a name, size or combination that cannot be understood.
         AnalysisError: the model cannot be loaded or recorded.
     """
-    budget_bytes = _budget(budget)
+    budget_bytes = budget_in_bytes(budget)
     optimizer_rule(optimizer)
     if runner not in (None, *RUNNERS, "both"):
         raise UsageError(f"no runner {runner!r}{did_you_mean(str(runner), RUNNERS)}; choose stock, memplan or both")
@@ -142,7 +142,12 @@ def setting_of(subject: Subject, steps: Steps, optimizer: str, implementation: I
     )
 
 
-def _budget(budget: int | str | None) -> int | None:
+def budget_in_bytes(budget: int | str | None) -> int | None:
+    """Return a budget given as text or as a number of bytes.
+
+    Raises:
+        UsageError: it is neither.
+    """
     if budget is None or isinstance(budget, str):
         return None if budget is None else parse_bytes(budget)
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:

@@ -24,6 +24,12 @@ class AnalysisError(MemplanError):
     exit_code = 3
 
 
+class BudgetError(MemplanError):
+    """The request is clear and the model can be analysed, but nothing that is allowed fits the budget."""
+
+    exit_code = 1
+
+
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 2) -> str:
     """Return ``"; did you mean 'a' or 'b'?"`` for the names closest to ``name``, or ``""`` when none is close.
 

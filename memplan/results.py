@@ -9,6 +9,7 @@ from memplan.memory import Footprint, Implementation
 from memplan.memory.accounting import Accounted
 from memplan.methods import Plan
 from memplan.methods.plan import Gradients
+from memplan.planner.records import Budget, Preference, Upgrade
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ class Verification:
     """Predicted against measured, for one method: saved bytes, and the peak of each real step.
 
     ``rss_bytes`` is the process's high-water mark over the steps, ``rss_before_bytes`` what the process held before the
-    model was built; both are ``None`` unless asked for.
+    model was built; both are ``None`` unless asked for. ``budgeted_bytes`` are what was measured of that which
+    ``budget`` is on.
     """
 
     setting: Setting
@@ -131,6 +133,15 @@ class Verification:
     rss_before_bytes: int | None = None
     runner: str = "stock"
     notes: tuple[str, ...] = field(default=())
+    budget: Budget | None = None
+    budgeted_bytes: int | None = None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether every step was within the budget; ``None`` where none was given."""
+        if self.budget is None or self.budgeted_bytes is None:
+            return None
+        return self.budgeted_bytes <= self.budget.bytes
 
     @property
     def saved_equal(self) -> bool:
@@ -147,3 +158,111 @@ class Verification:
         """Whether saved bytes are equal and every steady-state peak (second step on) is within the tolerance."""
         low, high = self.tolerance
         return self.saved_equal and all(low <= step.error <= high for step in self.steps[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSegment:
+    """What a plan does to one stretch of the model: a block, what lies below the blocks, or what lies above them.
+
+    ``path`` is the block's module, and empty for the other two, which ``name`` calls ``stem`` and ``head``. ``price``
+    is the FLOPs repeated at most for a byte that is not kept, ``None`` where nothing is recomputed. ``kept_bytes`` stay
+    from its forward to its backward. ``channels`` lists what is pruned: a group, the channels kept, and all of them.
+    """
+
+    name: str
+    path: str
+    trained: bool
+    treatments: tuple[str, ...]
+    price: float | None
+    kept_bytes: int
+    channels: tuple[tuple[str, int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """What one treatment of a plan bought: ``bytes`` more would be needed without it, everything else as it is.
+
+    ``changes_gradients`` says whether the gradients are other ones for it.
+    """
+
+    treatment: str
+    bytes: int
+    changes_gradients: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SearchReport:
+    """How a plan was found.
+
+    ``score`` gives what was minimised, the most important first, and what was reached. ``bound`` is the solver's proof
+    for the last of them, ``gap`` the distance to it, as a fraction. ``repeats`` counts how often the recorded step
+    missed the budget and the search was tightened; ``error`` is the recorded bytes over the search's model, less 1.
+    """
+
+    solver: str
+    score: tuple[tuple[str, float], ...]
+    bound: float
+    gap: float
+    repeats: int
+    recordings: int
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The best plan for a budget, as its own recorded step has it.
+
+    ``bytes`` are those that the budget is on, of ``footprint``: the step of the planned model, recorded. ``stock`` is
+    full fine-tuning by stock PyTorch. ``next`` says what a larger budget would give. ``seconds`` are those of recording
+    the options and of the search.
+    """
+
+    setting: Setting
+    budget: Budget
+    prefer: Preference
+    runner: str
+    plan: Plan
+    implementation: Implementation
+    bytes: int
+    footprint: Footprint
+    stock: Footprint
+    blocks: tuple[Block, ...]
+    segments: tuple[PlannedSegment, ...]
+    savings: tuple[Saving, ...]
+    search: SearchReport
+    next: tuple[Upgrade, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def margin_bytes(self) -> int:
+        """What the budget leaves."""
+        return self.budget.bytes - self.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FrontPoint:
+    """One plan of the front: no other one needs less memory for as many blocks, as few FLOPs and as exact gradients.
+
+    ``depth`` counts trained segments, ``k`` trained blocks; ``approximations`` the blocks whose gradients are
+    approximate, ``flops`` those of the step. ``bytes`` are recorded.
+    """
+
+    bytes: int
+    k: int
+    depth: int
+    approximations: int
+    flops: int
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """The Pareto front of memory against k, FLOPs and approximation, the smallest memory first."""
+
+    setting: Setting
+    of: str
+    stock_bytes: int
+    blocks: tuple[Block, ...]
+    points: tuple[FrontPoint, ...]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,70 @@
+"""The best plan of what stock PyTorch can do: how many blocks train, by ``requires_grad`` alone."""
+
+from __future__ import annotations
+
+import time
+
+from memplan.errors import BudgetError
+from memplan.memory import Footprint, price
+from memplan.methods import METHODS, Plan
+from memplan.planner.records import Upgrade, Wanted
+from memplan.rehearsal import METHOD_NAME, Rehearsal, quantity_of
+from memplan.results import Planned, PlannedSegment, SearchReport, Setting
+from memplan.steps import Steps
+from memplan.units import format_bytes
+
+
+def planned_by_flags(steps: Steps, rehearsal: Rehearsal, wanted: Wanted, setting: Setting, started: float) -> Planned:
+    """Return the plan that trains most and fits; depths are tried from the most down, halving what is left.
+
+    Raises:
+        BudgetError: none fits.
+    """
+    from memplan.transform.apply import fingerprint
+
+    tried: dict[int, Footprint] = {}
+
+    def size(depth: int) -> int:
+        if depth not in tried:
+            step = rehearsal.stock if depth == rehearsal.count else steps.step(METHODS["top-k"], depth - 1)
+            tried[depth] = price(step, setting.optimizer, setting.implementation)
+        return quantity_of(tried[depth], wanted.budget.of)
+
+    limit = wanted.limit
+    if size(wanted.least_depth) > limit:
+        raise BudgetError(
+            f"nothing fits {format_bytes(wanted.budget.bytes)} by requires_grad alone: {setting.model} needs at least "
+            f"{format_bytes(size(wanted.least_depth))}; plan it with --runner memplan"
+        )
+    low, high = wanted.least_depth, wanted.most_depth + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= limit else (low, middle)
+    everything = low == rehearsal.count
+    chosen = None if everything else steps.trained(METHODS["top-k"], low - 1)
+    names = tuple(each.name for each in rehearsal.stock.parameters if chosen is None or each.name in chosen)
+    k = rehearsal.k_of(low)
+    plan = Plan(METHOD_NAME, k, names, model=fingerprint(steps.model.module))
+    upgrades = (Upgrade(rehearsal.one_more(low + 1), size(low + 1)),) if low < wanted.most_depth else ()
+    recorded = time.perf_counter()
+    return Planned(
+        setting=setting,
+        budget=wanted.budget,
+        prefer=wanted.prefer,
+        runner="stock",
+        plan=plan,
+        implementation=setting.implementation,
+        bytes=size(low),
+        footprint=tried[low],
+        stock=rehearsal.stock_footprint,
+        blocks=rehearsal.stock.blocks,
+        segments=tuple(
+            PlannedSegment(*rehearsal.segment_name(index), index >= rehearsal.count - low, (), None, kept)
+            for index, kept in enumerate(rehearsal.kept_by_stock())
+            if rehearsal.plain.works(index)
+        ),
+        savings=(),
+        search=SearchReport("bisection", (("depth", float(low)),), float(low), 0.0, 0, len(tried), 0.0),
+        next=upgrades,
+        seconds=(recorded - started, 0.0),
+    )

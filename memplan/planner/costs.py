@@ -1,0 +1,145 @@
+"""What each segment of a recorded step costs: bytes it keeps, the most it needs while it runs, and its work."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from memplan.graph.records import Op
+from memplan.graph.step_graph import StepGraph
+from memplan.memory.arrivals import arrivals, released
+from memplan.memory.optimizers import Implementation, OptimizerRule
+from memplan.memory.timeline import timeline
+from memplan.methods.cut import touched_bytes
+from memplan.planner.segments import Segments
+
+#: What a budget is on: the step's peak, the same without what stays from step to step, or what is kept for backward.
+Quantity: TypeAlias = Literal["peak", "activations", "kept"]
+
+#: Floating-point operations in the time in which one byte is read or written.
+FLOPS_IN_THE_TIME_OF_A_BYTE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentCost:
+    """One segment under one option, in bytes, FLOPs and work (FLOPs, with ten for each byte read or written).
+
+    ``constant`` is there throughout the step: parameters, buffers, the optimizer's state. ``kept`` stays from the
+    segment's forward to its backward, ``gradients`` from its backward to the update. ``forward`` and ``backward`` are
+    the most that is alive meanwhile beside all these and what lower segments keep and higher ones have left.
+    """
+
+    constant: int
+    kept: int
+    gradients: int
+    forward: int
+    backward: int
+    flops: int
+    work: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """A recorded step by segments. ``inputs`` are there throughout, ``after`` beside the gradients while the optimizer
+    updates; ``updated`` are the bytes of the updated parameters of each segment, in update order.
+    """
+
+    segments: tuple[SegmentCost, ...]
+    inputs: int
+    after: int
+    updated: tuple[tuple[int, ...], ...]
+
+
+def step_costs(
+    graph: StepGraph, rule: OptimizerRule, implementation: Implementation, quantity: Quantity = "peak"
+) -> StepCosts:
+    """Return what the segments of a recorded step cost under an optimizer.
+
+    Args:
+        graph: a recording with its blocks.
+        rule: the optimizer.
+        implementation: how it updates.
+        quantity: what the bytes count; what does not count is 0.
+    """
+    segments = Segments(graph)
+    early = implementation == "in-backward"
+    lived = released(graph, arrivals(graph)) if early else graph
+    steady = timeline(graph, rule, implementation)
+    count, end = segments.count, len(graph.ops)
+    constant, kept, gradients = [0] * count, [0] * count, [0] * count
+    updated: dict[int, list[int]] = defaultdict(list)
+    if quantity == "peak":
+        for storage in graph.storages:
+            if storage.role in ("parameter", "buffer"):
+                constant[segments.of_reader.get(storage.index, 0)] += storage.bytes
+            elif storage.role == "gradient" and not early:
+                gradients[segments.of_op[min(storage.born, end - 1)]] += storage.bytes
+        for parameter in graph.parameters:
+            if parameter.gradient is not None:
+                size = graph.storages[parameter.storage].bytes
+                here = segments.of_op[min(graph.storages[parameter.gradient].born, end - 1)]
+                constant[here] += rule.state(size)
+                updated[here].append(size)
+    saved = frozenset(graph.saved)
+    backward = graph.phase_ops("backward").start if graph.phase_ops("backward") else end
+    for storage in lived.storages:
+        if storage.role == "activation" and storage.born < backward <= storage.last:
+            if quantity == "kept" and storage.index not in saved:
+                continue
+            kept[segments.of_storage.get(storage.index, count - 1)] += storage.bytes
+    inputs = sum(
+        storage.bytes
+        for storage in graph.storages
+        if storage.role == "input" and (quantity != "kept" or storage.index in saved)
+    )
+    flops, work = [0] * count, [0] * count
+    for op in graph.ops:
+        here = segments.of_op[op.index]
+        flops[here] += op.flops
+        work[here] += op_work(op)
+    if quantity == "kept":
+        forward_most = backward_most = [0] * count
+        after = 0
+    else:
+        resident = steady.resident if quantity == "peak" else [0] * len(steady.resident)
+        totals = [sum(kinds) for kinds in zip(resident, steady.saved, steady.temp, strict=True)]
+        fixed = sum(constant) + inputs
+        forward_most, backward_most = _most(graph, segments, [total - fixed for total in totals[:end]], kept, gradients)
+        after = max((total - fixed - sum(gradients) for total in totals[end:]), default=0) if not early else 0
+        after -= _largest_transient(rule, implementation, graph) if not early and quantity == "peak" else 0
+    rows = zip(constant, kept, gradients, forward_most, backward_most, flops, work, strict=True)
+    return StepCosts(
+        tuple(SegmentCost(*row) for row in rows),
+        inputs,
+        max(after, 0),
+        tuple(tuple(updated[index]) for index in range(count)),
+    )
+
+
+def _most(
+    graph: StepGraph, segments: Segments, alive: Sequence[int], kept: Sequence[int], gradients: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Return the most that is alive in each segment's forward, and in its backward, beside what others hold."""
+    count = segments.count
+    below = [sum(kept[:index]) for index in range(count)]
+    above = [sum(gradients[index + 1 :]) for index in range(count)]
+    forward, backward = [0] * count, [0] * count
+    for op, total in zip(graph.ops, alive, strict=True):
+        here = segments.of_op[op.index]
+        if op.phase == "forward":
+            forward[here] = max(forward[here], total - below[here])
+        else:
+            backward[here] = max(backward[here], total - below[here] - above[here])
+    return forward, backward
+
+
+def _largest_transient(rule: OptimizerRule, implementation: Implementation, graph: StepGraph) -> int:
+    sizes = [graph.storages[p.storage].bytes for p in graph.parameters if p.gradient is not None]
+    return max(rule.transients[implementation](sizes), default=0)
+
+
+def op_work(op: Op) -> int:
+    """Return what an op takes of a step's time, in FLOPs: small networks are bound by the bytes they move."""
+    return op.flops + FLOPS_IN_THE_TIME_OF_A_BYTE * touched_bytes(op)

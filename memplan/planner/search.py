@@ -1,0 +1,263 @@
+"""The search: the best choice by the table's model, tried on a recorded step, and tightened until that one fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from memplan.memory.optimizers import Implementation
+from memplan.planner.instance import AIMS, Aim, peak_of, score
+from memplan.planner.options import Choice
+from memplan.planner.records import ORDERS, Found, Measured, Wanted
+from memplan.planner.solver import Solution, may_fit, solve
+from memplan.planner.table import Table
+
+#: How far the model may be above a recorded step: what misses the limit by less is recorded all the same.
+_SLACK: Final = 0.02
+
+#: Choices of which the recorded steps are compared when nothing fits.
+_MOST_SMALLEST: Final = 3
+
+#: Times that one depth is tightened or loosened before the search goes on with what it has.
+_MOST_REPEATS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Candidacy:
+    """A choice that the model finds best at one depth, its bytes by the model, and what the solver says of it."""
+
+    depth: int
+    choice: Choice
+    bytes: int
+    score: dict[str, float]
+    solution: Solution
+
+
+class Search:
+    """One search over a table.
+
+    ``measure`` records the step of a choice. What it returns decides; the table only says where to look.
+    """
+
+    def __init__(
+        self, table: Table, wanted: Wanted, measure: Callable[[Choice], Measured], implementation: Implementation
+    ) -> None:
+        self.table = table
+        self.wanted = wanted
+        self._measure = measure
+        self._implementation = implementation
+        self._measured: dict[Choice, Measured] = {}
+        self._repeats = 0
+        self._unsplit: set[int] = set()  # depths at which the model's forward does not run in parts
+        self._extra: dict[tuple[int, int | None], int] = {}
+
+    def best(self) -> Found | None:
+        """Return the best choice that fits, or ``None`` when none does."""
+        best: Candidacy | None = None
+        for depth, value in self._promising():
+            if best is not None and value is not None and self._value(best) <= value:
+                break
+            candidacy = self._fitting(depth)
+            if candidacy is not None and (best is None or self._value(candidacy) < self._value(best)):
+                best = candidacy
+                if value is None:
+                    break
+        return None if best is None else self._found(best)
+
+    def _promising(self) -> Iterator[tuple[int, tuple[float, ...] | None]]:
+        """Yield the depths at which something may fit, the best first, with what the model promises there.
+
+        Where depth itself counts most, the first that fits is the best, and nothing needs to be promised.
+        """
+        limit = self.wanted.limit
+        depths = [
+            depth
+            for depth in range(self.wanted.most_depth, self.wanted.least_depth - 1, -1)
+            if self._may_fit(depth, round(limit * (1 + _SLACK)))
+        ]
+        if ORDERS[self.wanted.prefer][0] == "depth":
+            yield from ((depth, None) for depth in depths)
+            return
+        promised = [(depth, self._solved(depth, limit) or self._solved(depth, None)) for depth in depths]
+        values = [(depth, self._value(candidacy)) for depth, candidacy in promised if candidacy is not None]
+        yield from sorted(values, key=lambda each: each[1])
+
+    def _may_fit(self, depth: int, limit: int) -> bool:
+        """Whether a bound that takes no search leaves hope for one depth."""
+        samples = self.wanted.batch if self._samples(depth, None, fused=True) == self.wanted.batch else 1
+        part = None if samples == self.wanted.batch else samples
+        return any(
+            may_fit(
+                self.table.instance(
+                    depth,
+                    self.how(fused=fused),
+                    share=samples / self.wanted.batch,
+                    extra=self._extra.get((depth, part), 0),
+                    flops_limit=self.wanted.flops_limit,
+                ),
+                limit,
+            )
+            for fused in self.wanted.fused
+        )
+
+    def smallest(self) -> tuple[Choice, int]:
+        """Return the choice with the least bytes, and the bytes of its recorded step."""
+        depths = range(self.wanted.least_depth, self.wanted.most_depth + 1)
+        least = [self._solved(depth, None) for depth in depths]
+        tried = sorted((each for each in least if each is not None), key=lambda each: each.bytes)[:_MOST_SMALLEST]
+        measured = [(self._recorded(each.choice).bytes, position) for position, each in enumerate(tried)]
+        size, position = min(measured)
+        return tried[position].choice, size
+
+    def within(self, least_depth: int, most_depth: int) -> Search:
+        """Return the same search at other depths."""
+        wanted = replace(self.wanted, least_depth=least_depth, most_depth=most_depth)
+        return Search(self.table, wanted, self._measure, self._implementation)
+
+    def exactly(self) -> Search:
+        """Return the same search with exact gradients and nothing pruned."""
+        return Search(self.table.exact(), self.wanted, self._measure, self._implementation)
+
+    def least_at(self, depth: int) -> int | None:
+        """Return the bytes of the recorded step that needs least at one depth; ``None`` if the FLOPs forbid any."""
+        least = self._solved(depth, None)
+        return None if least is None else self._recorded(least.choice).bytes
+
+    # -- one depth -----------------------------------------------------------------------------------------------------
+
+    def _fitting(self, depth: int) -> Candidacy | None:
+        """Return the best choice at one depth whose recorded step fits."""
+        limit = self.wanted.limit
+        least = self._solved(depth, None)
+        if least is None or least.bytes > limit * (1 + _SLACK):
+            return None
+        room = limit  # what the model may use; it differs from the limit by the model's error
+        fits: Candidacy | None = None
+        if least.bytes > limit:
+            measured = self._tried(least)
+            if measured.bytes > limit:
+                return None
+            fits, room = least, limit + least.bytes - measured.bytes
+        for _ in range(_MOST_REPEATS):
+            candidacy = self._solved(depth, room)
+            if candidacy is None or (fits is not None and self._value(candidacy) >= self._value(fits)):
+                break
+            measured = self._tried(candidacy)
+            excess = measured.bytes - limit
+            if excess <= 0:
+                fits = candidacy
+                room = max(room, limit + candidacy.bytes - measured.bytes)
+            elif fits is not None and not measured.in_prefix:
+                break
+            else:
+                self._repeats += 1
+                if not measured.in_prefix or candidacy.choice.samples is None:
+                    room = min(room, candidacy.bytes) - excess
+        return fits
+
+    def _tried(self, candidacy: Candidacy) -> Measured:
+        """Record the step of a choice, and learn from it what a part of the batch takes."""
+        measured = self._recorded(candidacy.choice)
+        samples = candidacy.choice.samples
+        if samples is not None and not measured.split:
+            self._unsplit.add(candidacy.depth)
+        elif samples is not None and measured.in_prefix:
+            how = self.how(fused=candidacy.choice.fused_update)
+            known = self._extra.get((candidacy.depth, samples), 0)
+            share = samples / self.wanted.batch
+            self._extra[candidacy.depth, samples] = (
+                known + measured.bytes - self.table.frozen_bytes(candidacy.depth, how, share, known)
+            )
+        return measured
+
+    def _solved(self, depth: int, room: int | None) -> Candidacy | None:
+        """Return the model's best choice at one depth within ``room`` bytes, or its smallest without a room."""
+        if room is None:
+            order: tuple[Aim, ...] = ("memory",)
+        else:
+            order = tuple(aim for aim in ORDERS[self.wanted.prefer] if aim != "depth")
+        found = [
+            candidacy
+            for fused in self.wanted.fused
+            if (candidacy := self._with_updates(depth, room, order, fused=fused)) is not None
+        ]
+        if room is None:
+            return min(found, key=lambda candidacy: candidacy.bytes, default=None)
+        return min(found, key=self._value, default=None)
+
+    def _with_updates(self, depth: int, room: int | None, order: tuple[Aim, ...], *, fused: bool) -> Candidacy | None:
+        samples = self._samples(depth, room, fused=fused)
+        if samples == 0:
+            return None
+        part = None if samples == self.wanted.batch else samples
+        instance = self.table.instance(
+            depth,
+            self.how(fused=fused),
+            share=samples / self.wanted.batch,
+            extra=self._extra.get((depth, part), 0),
+            flops_limit=self.wanted.flops_limit,
+        )
+        solution = solve(instance, room, order)
+        if solution is None:
+            return None
+        chosen = [segment[pick] for segment, pick in zip(instance.segments, solution.picks, strict=True)]
+        pruned = tuple(candidate.pruned for candidate in chosen)
+        choice = Choice(
+            tuple(candidate.option for candidate in chosen[-depth:]), fused, part, pruned if any(pruned) else ()
+        )
+        reached = score(instance, solution.picks)
+        return Candidacy(
+            depth, choice, peak_of(instance, solution.picks), dict(zip(AIMS, reached, strict=True)), solution
+        )
+
+    def _samples(self, depth: int, room: int | None, *, fused: bool) -> int:
+        """Return how many samples the frozen part takes at a time: as many as there is room for, or one; 0 if none."""
+        batch = self.wanted.batch
+        if depth == self.table.count or not self.wanted.split or batch < 2 or depth in self._unsplit:
+            return batch
+        if room is None:
+            return 1
+        how = self.how(fused=fused)
+        for samples in range(batch, 0, -1):
+            extra = self._extra.get((depth, None if samples == batch else samples), 0)
+            if self.table.frozen_bytes(depth, how, samples / batch, extra) <= room:
+                return samples
+        return 0
+
+    def how(self, *, fused: bool) -> Implementation:
+        """Return how the optimizer updates, during the backward or after it."""
+        return "in-backward" if fused else self._implementation
+
+    def _value(self, candidacy: Candidacy) -> tuple[float, ...]:
+        """Return what makes one choice better than another: the smaller tuple.
+
+        Depth counts the other way round. Before memory come fewer parts of the batch, and updates after the backward.
+        """
+        choice, batch = candidacy.choice, self.wanted.batch
+        aims: dict[str, float] = {**candidacy.score, "depth": -candidacy.depth}
+        order = ORDERS[self.wanted.prefer]
+        ways = (-(-batch // (choice.samples or batch)), choice.fused_update)
+        last = order.index("memory")
+        return (*(aims[aim] for aim in order[:last]), *ways, *(aims[aim] for aim in order[last:]))
+
+    # -- recording -----------------------------------------------------------------------------------------------------
+
+    def _recorded(self, choice: Choice) -> Measured:
+        if choice not in self._measured:
+            self._measured[choice] = self._measure(choice)
+        return self._measured[choice]
+
+    def _found(self, candidacy: Candidacy) -> Found:
+        measured = self._recorded(candidacy.choice)
+        return Found(
+            choice=candidacy.choice,
+            bytes=measured.bytes,
+            solver=candidacy.solution.solver,
+            score=tuple((name, value) for name, value in candidacy.score.items()),
+            bound=candidacy.solution.bound,
+            gap=candidacy.solution.gap,
+            repeats=self._repeats,
+            recordings=len(self._measured),
+            error=measured.bytes / candidacy.bytes - 1,
+        )

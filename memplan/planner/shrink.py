@@ -1,0 +1,146 @@
+"""Shrink channel groups until no layer needs more than a target, at each turn those of the layer that needs most.
+
+Source: the principle of Yoosefi, Mousavi, Daneshtalab et al., Activation Memory Reduction (FMEC 2023), of which the
+abstract is public: once little is kept for the backward, what single layers need while they compute is the bottleneck,
+and unimportant channels go from the layers that need most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, TypeAlias
+
+from memplan.methods.pruning import Importance
+
+if TYPE_CHECKING:
+    from memplan.graph.channels.records import ChannelGroup
+
+#: From the channels that groups keep (all, where a group is not named) to the bytes needed at each place of the step.
+Needs: TypeAlias = Callable[[Mapping[str, int]], Sequence[int]]
+
+#: From a place to the names of the groups whose channels enter it.
+Entering: TypeAlias = Callable[[int], Collection[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How far a group may shrink: from ``channels`` over multiples of ``multiple`` to ``least``, and what ends it."""
+
+    name: str
+    channels: int
+    multiple: int
+    least: int
+    end: str
+
+    def below(self, kept: int) -> int | None:
+        """Return the next smaller number of channels, ``None`` where there is none.
+
+        >>> room = Room("conv", 20, 8, 8, "")
+        >>> room.below(20), room.below(16), room.below(8)
+        (16, 8, None)
+        """
+        fewer = (kept - 1) // self.multiple * self.multiple
+        return fewer if fewer >= self.least else None
+
+
+def rooms_of(
+    groups: Sequence[ChannelGroup], free: Collection[str], round_to: int, max_prune: float | None
+) -> tuple[Room, ...]:
+    """Return how far each group may shrink; those not ``free`` keep all channels, the others a multiple of ``round_to``.
+
+    ``max_prune`` is the share of a group's channels that may go, ``None`` for all but one multiple.
+    """
+    rooms = []
+    for group in groups:
+        multiple = math.lcm(round_to, group.divisor)
+        if group.name not in free:
+            least, end = group.channels, group.pinned or "to be kept"
+        else:
+            share = 0.0 if max_prune is None else group.channels * (1 - max_prune)
+            least = min(max(math.ceil(share / multiple - 1e-9), 1) * multiple, group.channels)
+            end = f"channels are kept in multiples of {multiple}"
+            if least > multiple and max_prune is not None:
+                end = f"at most {max_prune:g} of its channels may go"
+        rooms.append(Room(group.name, group.channels, multiple, least, end))
+    return tuple(rooms)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A place that set the peak, and the peak in bytes when it began to."""
+
+    place: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """What groups keep, where that is less than all, and the places that set the peak on the way, in order.
+
+    ``peak_bytes`` is the largest need that is left, at ``place``. Where the target is not ``reached``, these are those
+    of the groups at their least.
+    """
+
+    kept: Mapping[str, int]
+    stages: tuple[Stage, ...]
+    peak_bytes: int
+    place: int
+    reached: bool
+
+
+def shrink(rooms: Sequence[Room], needs: Needs, entering: Entering, importance: Importance, target: int) -> Shrunk:
+    """Return the groups shrunk until no place needs more than ``target`` bytes.
+
+    At each turn the place that needs most is looked at, the first of equals. Of the groups that enter it the one goes
+    down by a multiple that lowers this need most for the importance that is lost; of equals the one that lowers it most,
+    then the first. Where none of these can shrink, as when parameters set the peak, all groups are looked at.
+    """
+    by_name = {room.name: room for room in rooms}
+    least = {room.name: room.least for room in rooms if room.least < room.channels}
+    floor = needs(least)
+    if max(floor) > target:
+        return Shrunk(least, (), max(floor), _largest(floor), reached=False)
+    lost = {name: _lost(importance, by_name[name]) for name in least}
+    kept: dict[str, int] = {}
+    now = needs(kept)
+    stages: list[Stage] = []
+    while max(now) > target:
+        place = _largest(now)
+        if not stages or stages[-1].place != place:
+            stages.append(Stage(place, now[place]))
+        entered = entering(place)
+        inside = [name for name in by_name if name in entered]
+        best: tuple[tuple[float, int], dict[str, int], Sequence[int]] | None = None
+        for name, fewer in list(_steps(inside, by_name, kept)) or list(_steps(by_name, by_name, kept)):
+            room, then = by_name[name], {**kept, name: fewer}
+            after = needs(then)
+            price = lost[name][room.channels - fewer] - lost[name][room.channels - kept.get(name, room.channels)]
+            lowered = now[place] - after[place]
+            rank = (lowered / price if price > 0 else math.inf if lowered > 0 else -math.inf), lowered
+            if best is None or rank > best[0]:
+                best = rank, then, after
+        if best is None:  # all groups are at their least, and more of their channels need less
+            break
+        _, kept, now = best
+    return Shrunk(kept, tuple(stages), max(now), _largest(now), reached=max(now) <= target)
+
+
+def _lost(importance: Importance, room: Room) -> tuple[float, ...]:
+    """Return the importance that goes with the least important channels of a group, by how many go."""
+    return tuple(accumulate(sorted(importance.shares[room.name]), initial=0.0))
+
+
+def _largest(needs: Sequence[int]) -> int:
+    return max(range(len(needs)), key=lambda place: (needs[place], -place))
+
+
+def _steps(
+    names: Collection[str], rooms: Mapping[str, Room], kept: Mapping[str, int]
+) -> Iterator[tuple[str, int]]:
+    for name in names:
+        fewer = rooms[name].below(kept.get(name, rooms[name].channels))
+        if fewer is not None:
+            yield name, fewer
