@@ -1,4 +1,4 @@
-"""Lower the recorded ``torch.fx`` graph to the torch-free StepGraph."""
+"""Lower a finished recording to the torch-free StepGraph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def lower(
     Raises:
         AnalysisError: the recording contradicts itself.
     """
-    nodes = [node for node in recorder.graph.nodes if node.op == "call_function"]
     saves: dict[int, list[int]] = defaultdict(list)
     for op, life in recorder.saves:
         if life.role not in ("parameter", "buffer") and life.index not in saves[op]:
@@ -39,15 +38,15 @@ def lower(
     ops = tuple(
         Op(
             index=index,
-            phase=node.meta["phase"],
-            name=str(node.target),
-            layer=node.meta["layer"],
-            args=_arguments(node.target, node.meta["args"], node.meta["kwargs"]),
-            outputs=node.meta["outputs"],
+            phase=call.phase,
+            name=str(call.func),
+            layer=call.layer,
+            args=_arguments(call.func, call.args, call.kwargs),
+            outputs=call.outputs,
             saves=tuple(saves.get(index, ())),
-            flops=node.meta["flops"],
+            flops=call.flops,
         )
-        for index, node in enumerate(nodes)
+        for index, call in enumerate(recorder.calls)
     )
     gradients = {parameter.gradient for parameter in parameters}
     return StepGraph(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,21 +16,31 @@ from memplan.graph.blocks import find_blocks
 from memplan.graph.records import Buffer, Layer, Machine, Parameter, Phase
 from memplan.graph.step_graph import StepGraph
 from memplan.tracing.fake import FakeModel, fake_model
+from memplan.tracing.fx import fx_graph
 from memplan.tracing.lowering import lower
-from memplan.tracing.recorder import Recorder
+from memplan.tracing.recorder import Call, Recorder
 from memplan.tracing.step import Loss, forward_of, run_step, tensors_in, uncollected
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepRecord:
-    """One recorded training step: the ``torch.fx`` graph of its ops, and the torch-free StepGraph lowered from it.
+    """One recorded training step: the calls, and the torch-free StepGraph lowered from them.
 
-    In ``graph`` each op is a ``call_function`` node; its ``meta`` names phase, layer, storages and FLOPs. An op with
-    several results is one node. What exists before the step is a placeholder.
+    ``given`` names what exists before the step, with its storage.
     """
 
-    graph: Graph
     step: StepGraph
+    calls: tuple[Call, ...]
+    given: tuple[tuple[str, int], ...]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The step as a ``torch.fx`` graph, in which each op is a ``call_function`` node.
+
+        Its ``meta`` names phase, layer, storages and FLOPs. An op with several results is one node. What exists before
+        the step is a placeholder.
+        """
+        return fx_graph(self.calls, self.given)
 
 
 def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype | None = None) -> StepRecord:
@@ -76,7 +87,7 @@ def record_step(model: FakeModel, *, loss: Loss | None = None, amp: torch.dtype 
         unpriced=tuple(f"tensors of layout {layout}" for layout in sorted(recorder.unpriced)),
         buffers=tuple(_buffers(buffers, layers)),
     )
-    return StepRecord(recorder.graph, step)
+    return StepRecord(step, tuple(recorder.calls), tuple(recorder.given))
 
 
 def trace(

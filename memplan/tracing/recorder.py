@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
-from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.graph.records import BEFORE, Phase, Role, TensorView
@@ -25,6 +25,19 @@ _DEVICE: Final = torch.ops.prim.device.default
 #: Reference counts that a gradient shows to this mode when the engine's buffer is its only owner: one from the buffer,
 #: three from the call itself, and for the storage one from the tensor and one from being looked at.
 _SOLE_OWNER: Final = (4, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One op of the step as it was called: literals in place of tensors, and what it returned."""
+
+    func: Any
+    phase: Phase
+    layer: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[TensorView | None, ...]
+    flops: int
 
 
 class StorageLife:
@@ -62,7 +75,7 @@ class SavedTensor:
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record ops, storages and saves of one training step on fake tensors into a ``torch.fx.Graph``.
+    """Record the calls, storages and saves of one training step on fake tensors.
 
     A storage lives from the op that returns it until Python and autograd have both let go. Saved tensors are replaced
     by descriptions, so that recording never prolongs a life: what is seen is what the same program does on real
@@ -71,7 +84,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, fake_mode: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.graph = Graph()
+        self.calls: list[Call] = []
+        self.given: list[tuple[str, int]] = []  # what exists before the step, by name and storage
         self.storages: list[StorageLife] = []
         self.saves: list[tuple[int, StorageLife]] = []  # (op that was about to run or had just run, storage)
         self.phase: Phase = "forward"
@@ -86,7 +100,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._layer_of_sequence: dict[int, int] = {}
         self._asked = 0  # the tensor whose device was asked for last
         self._following = torch._C._autograd._get_sequence_nr()
-        self._producers: dict[int, Node] = {}  # the node that last wrote a storage
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -181,18 +194,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for view, size in zip(outputs, storage_bytes(result, *args, **kwargs), strict=True):
                 if view is not None and size is not None:
                     self.storages[view.storage].bytes = size
-        node = self.graph.call_function(func, self._as_nodes(literals), {})
-        node.meta = {
-            "phase": self.phase,
-            "layer": self.layer,
-            "args": literals,
-            "kwargs": keywords,
-            "outputs": outputs,
-            "flops": flop_count(func.overloadpacket, args, kwargs, result),
-        }
-        for view in outputs:
-            if view is not None:
-                self._producers[view.storage] = node
+        flops = flop_count(func.overloadpacket, args, kwargs, result)
+        self.calls.append(Call(func, self.phase, self.layer, literals, keywords, outputs, flops))
         self.op_count += 1
 
     def _argument(self, value: Any) -> Any:
@@ -200,13 +203,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._view(value, given=True)
         if isinstance(value, (list, tuple)):
             return tuple([self._argument(item) for item in value])
-        return value
-
-    def _as_nodes(self, value: Any) -> Any:
-        if type(value) is TensorView:
-            return self._producers.get(value.storage)
-        if type(value) is tuple:
-            return tuple([self._as_nodes(item) for item in value])
         return value
 
     # -- storages ------------------------------------------------------------------------------------------------------
@@ -219,12 +215,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return TensorView(life.index, shape, strides, str(tensor.dtype)[6:], offset)
 
     def give(self, name: str, tensor: torch.Tensor, role: Role) -> int | None:
-        """Make ``tensor`` known before the step, as a placeholder of the graph; return the index of its storage."""
+        """Say what ``tensor`` is for, and its name; return the index of its storage."""
         life = self._life(tensor, given=True, role=role)
         if life is None:
             return None
-        if life.index not in self._producers:
-            self._producers[life.index] = self.graph.placeholder(name.replace(".", "_") or role)
+        if life.born == BEFORE:
+            self.given.append((name or role, life.index))
         return life.index
 
     def _life(self, tensor: torch.Tensor, given: bool, role: Role = "input") -> StorageLife | None:

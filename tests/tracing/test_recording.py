@@ -135,6 +135,8 @@ def test_an_fx_graph_holds_the_step_with_its_data_flow() -> None:
     assert [str(node.target) for node in calls] == [op.name for op in record.step.ops]
     relu = next(node for node in calls if str(node.target) == "aten.relu.default")
     assert str(relu.args[0].target) == "aten.addmm.default"
+    given = [node.name for node in record.graph.nodes if node.op == "placeholder"]
+    assert given == ["_0_weight", "_0_bias", "input_0"]
 
 
 def test_a_step_survives_json_and_prints_one_op_per_line() -> None:
