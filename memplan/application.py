@@ -6,13 +6,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from memplan.errors import AnalysisError, UsageError
 from memplan.memory import Implementation
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import Method, Plan, method_named
-from memplan.methods.plan import plan_from_json
+from memplan.methods.plan import PLAN_FILE, plan_from_json
 from memplan.methods.treatments import treatment_named
 from memplan.steps import PlannedStep, Steps
 from memplan.subject import Subject, subject_of
@@ -20,9 +20,6 @@ from memplan.subject import Subject, subject_of
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-#: The file of a directory that ``memplan apply`` writes in which the plan is.
-PLAN_FILE: Final = "plan.json"
 
 
 def apply(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 
 from memplan.errors import BudgetError
+from memplan.graph.step_graph import StepGraph
 from memplan.memory import Footprint, price
 from memplan.methods import METHODS, Plan
-from memplan.planner.records import Upgrade, Wanted
-from memplan.rehearsal import METHOD_NAME, Rehearsal, quantity_of
+from memplan.planner.costs import quantity_of
+from memplan.planner.records import Upgrade, Wanted, least_budget
+from memplan.rehearsal import METHOD_NAME, Rehearsal
 from memplan.results import Planned, PlannedSegment, SearchReport, Setting
 from memplan.steps import Steps
-from memplan.units import format_bytes
+from memplan.units import format_bytes, format_bytes_up
 
 
 def planned_by_flags(steps: Steps, rehearsal: Rehearsal, wanted: Wanted, setting: Setting, started: float) -> Planned:
@@ -23,18 +25,20 @@ def planned_by_flags(steps: Steps, rehearsal: Rehearsal, wanted: Wanted, setting
     from memplan.transform.apply import fingerprint
 
     tried: dict[int, Footprint] = {}
+    steps_of: dict[int, StepGraph] = {}
 
     def size(depth: int) -> int:
         if depth not in tried:
-            step = rehearsal.stock if depth == rehearsal.count else steps.step(METHODS["top-k"], depth - 1)
-            tried[depth] = price(step, setting.optimizer, setting.implementation)
+            whole = depth == rehearsal.count
+            steps_of[depth] = rehearsal.stock if whole else steps.step(METHODS["top-k"], depth - 1)
+            tried[depth] = price(steps_of[depth], setting.optimizer, setting.implementation)
         return quantity_of(tried[depth], wanted.budget.of)
 
     limit = wanted.limit
     if size(wanted.least_depth) > limit:
         raise BudgetError(
             f"nothing fits {format_bytes(wanted.budget.bytes)} by requires_grad alone: {setting.model} needs at least "
-            f"{format_bytes(size(wanted.least_depth))}; plan it with --runner memplan"
+            f"{format_bytes_up(least_budget(size(wanted.least_depth)))}; plan it with --runner memplan"
         )
     low, high = wanted.least_depth, wanted.most_depth + 1
     while high - low > 1:
@@ -60,7 +64,7 @@ def planned_by_flags(steps: Steps, rehearsal: Rehearsal, wanted: Wanted, setting
         blocks=rehearsal.stock.blocks,
         segments=tuple(
             PlannedSegment(*rehearsal.segment_name(index), index >= rehearsal.count - low, (), None, kept)
-            for index, kept in enumerate(rehearsal.kept_by_stock())
+            for index, kept in enumerate(rehearsal.kept_by(steps_of[low]))
             if rehearsal.plain.works(index)
         ),
         savings=(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from memplan.errors import UsageError
-from memplan.planner.costs import Quantity
+from memplan.planner.costs import Quantity, quantity_of
 from memplan.planner.instance import AIMS, Aim, Instance, flops_of, peak_of, score
 from memplan.planner.options import Choice
 from memplan.planner.records import Budget
@@ -15,7 +15,6 @@ from memplan.planner.solver import solve
 from memplan.planner.table import Table
 from memplan.planner.terms import terms_of
 from memplan.planning import Planning, Request
-from memplan.rehearsal import quantity_of
 from memplan.results import Front, FrontPoint
 from memplan.steps import Steps
 from memplan.subject import subject_of

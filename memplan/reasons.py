@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from memplan.planner.instance import peak_of
 from memplan.planner.options import PLAIN, Choice, Option
-from memplan.planner.records import Found, Upgrade
+from memplan.planner.records import Found, Upgrade, least_budget
 from memplan.planner.search import Search
 from memplan.planner.table import Way
 from memplan.rehearsal import Rehearsal
 from memplan.results import PlannedSegment, Saving
-from memplan.units import format_bytes
+from memplan.units import format_bytes, format_bytes_up
 
 
 def segments_of(search: Search, rehearsal: Rehearsal, choice: Choice) -> Iterator[PlannedSegment]:
@@ -105,7 +105,9 @@ def not_enough(search: Search, rehearsal: Rehearsal, model: str) -> str:
     fixed = search.table.constant_bytes(len(choice.options), search.how(fused=choice.fused_update))
     alone = f", of which {_shown(fixed)} stay from step to step" if wanted.budget.of == "peak" else ""
     help_ = f"; what lowers it most: {told}" if told else "; give a larger budget"
-    return f"nothing fits {_shown(wanted.budget.bytes)}: {model} needs at least {_shown(floor)}{what}{alone}{help_}"
+    least = least_budget(floor)
+    needed = format_bytes_up(least, unit=_unit(least))
+    return f"nothing fits {_shown(wanted.budget.bytes)}: {model} needs at least {needed}{what}{alone}{help_}"
 
 
 def _levers(search: Search, rehearsal: Rehearsal, choice: Choice, floor: int) -> Iterator[tuple[str, int]]:
@@ -163,4 +165,8 @@ def _without(option: Option, name: str, known: Sequence[Option]) -> Option:
 
 
 def _shown(size: int) -> str:
-    return format_bytes(size, unit="MB" if size >= 100_000 else "KB")
+    return format_bytes(size, unit=_unit(size))
+
+
+def _unit(size: int) -> str:
+    return "MB" if size >= 100_000 else "KB"

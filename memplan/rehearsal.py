@@ -9,6 +9,7 @@ from typing import Final
 
 from memplan.errors import AnalysisError
 from memplan.graph.blocks import located_blocks
+from memplan.graph.head import end_of_module
 from memplan.graph.step_graph import StepGraph
 from memplan.memory import Footprint, Implementation, price
 from memplan.memory.optimizers import optimizer_rule
@@ -17,7 +18,7 @@ from memplan.methods.cut import ScheduledOp
 from memplan.methods.lean import INT8_LAYERS, with_everywhere
 from memplan.methods.treatments import treatment_named
 from memplan.planner.assembly import assembled, scheduled
-from memplan.planner.costs import Quantity, StepCosts, step_costs
+from memplan.planner.costs import Quantity, StepCosts, quantity_of, step_costs
 from memplan.planner.options import PLAIN, Choice, Option
 from memplan.planner.pruning import PruningSteps
 from memplan.planner.records import Measured
@@ -81,10 +82,10 @@ class Rehearsal:
         """What stock PyTorch needs to train everything."""
         return price(self.stock, self._optimizer, self._implementation)
 
-    def kept_by_stock(self) -> tuple[int, ...]:
-        """Return what each segment keeps for the backward under stock PyTorch, in bytes."""
-        rows = self.plain.trained[PLAIN, 0][self._implementation].segments
-        return tuple(row.kept for row in rows)
+    def kept_by(self, step: StepGraph) -> tuple[int, ...]:
+        """Return what each segment of a recorded step keeps for the backward, in bytes."""
+        costs = step_costs(located_blocks(step, self.stock.blocks), self._rule, self._implementation, self._quantity)
+        return tuple(segment.kept for segment in costs.segments)
 
     @cached_property
     def count(self) -> int:
@@ -227,6 +228,9 @@ class Rehearsal:
         first = self.count - len(choice.options)
         schedule = scheduled(step, dict(enumerate(choice.options, first)))
         if schedule:
+            if plan.microbatch is not None:
+                # How often the frozen part's ops run depends on the batch.
+                schedule = schedule[end_of_module(plan.microbatch.boundary, step.layers, step.ops) :]
             plan = replace(plan, schedule=schedule)
             step = self._run(plan)
         how: Implementation = "in-backward" if plan.fused_update else self._implementation
@@ -267,13 +271,3 @@ def _in_one_part(plan: Plan) -> Plan:
 
 def _loss_shapes(step: StepGraph) -> list[tuple[int, ...]]:
     return [view.shape for op in step.ops if op.phase == "loss" for view in op.inputs]
-
-
-def quantity_of(footprint: Footprint, quantity: Quantity) -> int:
-    """Return the bytes of a footprint that a budget is on."""
-    if quantity == "kept":
-        return footprint.saved_bytes
-    if quantity == "activations":
-        steady = footprint.timeline
-        return max(map(sum, zip(steady.saved, steady.temp, strict=True)), default=0)
-    return footprint.peak_bytes

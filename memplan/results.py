@@ -9,6 +9,7 @@ from memplan.memory import Footprint, Implementation
 from memplan.memory.accounting import Accounted
 from memplan.methods import Plan
 from memplan.methods.plan import Gradients
+from memplan.planner.counting import Counted, CountingName
 from memplan.planner.records import Budget, Preference, Upgrade
 
 
@@ -266,3 +267,47 @@ class Front:
     blocks: tuple[Block, ...]
     points: tuple[FrontPoint, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShrunkGroup:
+    """Channels that go together, how many of them are kept, and the share of their importance that is lost."""
+
+    name: str
+    kept: int
+    channels: int
+    lost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """A layer that set the peak while channels were pruned, and the peak in bytes when it began to."""
+
+    layer: str
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """A network pruned until its peak is at most ``target_bytes``, by one counting.
+
+    By ``tinytl`` peaks are of one sample, and totals of parameters and ``samples`` peaks; by ``real`` they are the
+    allocator's, of the step in which the head alone trains. ``after`` is the recorded step of the pruned network.
+    ``groups`` are those that lost channels, ``lost`` is the mean over all ``groups_measured`` of the share of
+    importance that is lost, measured by ``importance``. ``bottlenecks`` are in the order in which they set the peak.
+    """
+
+    setting: Setting
+    counting: CountingName
+    samples: int
+    target_bytes: int
+    before: Counted
+    after: Counted
+    groups: tuple[ShrunkGroup, ...]
+    importance: str
+    lost: float
+    groups_measured: int
+    bottlenecks: tuple[Bottleneck, ...]
+    plan: Plan
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from memplan.errors import AnalysisError, MemplanError, UsageError
 from memplan.graph.blocks import find_blocks, located_blocks
-from memplan.graph.head import head_layers, layers_above, parameters_used
+from memplan.graph.head import end_of_module, head_layers, layers_above, parameters_used
 from memplan.graph.records import Block
 from memplan.graph.step_graph import StepGraph
 from memplan.memory import Implementation, price
@@ -233,13 +233,7 @@ class Steps:
         """
         plain = replace(plan, microbatch=None)
         totals = price(whole, alive=0).timeline.totals
-        inside = f"{parts.boundary}."
-        ends = [
-            op.index
-            for op in whole.ops
-            if op.phase == "forward" and f"{whole.layers[op.layer].path}.".startswith(inside)
-        ]
-        end = ends[-1] + 1
+        end = end_of_module(parts.boundary, whole.layers, whole.ops)
         rest, prefix = max(totals[end:]), max(totals[:end])
         if prefix <= rest:
             return plain, whole

@@ -52,3 +52,14 @@ def format_bytes(size_bytes: int, *, unit: str = "MB", digits: int = 1) -> str:
     ('64.0 MB', '64.0 MiB')
     """
     return f"{size_bytes / BYTES_PER_UNIT[unit]:,.{0 if unit == 'B' else digits}f} {unit}"
+
+
+def format_bytes_up(size_bytes: int, *, unit: str = "MB", digits: int = 1) -> str:
+    """Return ``size_bytes`` as :func:`format_bytes` does, but rounded up: what is printed is enough.
+
+    >>> format_bytes_up(64_000_001), format_bytes_up(64_000_000)
+    ('64.1 MB', '64.0 MB')
+    """
+    shown = 10**digits
+    whole = -(-size_bytes * shown // BYTES_PER_UNIT[unit])
+    return f"{whole / shown:,.{0 if unit == 'B' else digits}f} {unit}"

@@ -6,17 +6,21 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from memplan.analysis import implementation_of, runners_of, setting_of
-from memplan.errors import AnalysisError, UsageError
-from memplan.memory import price
+from memplan.analysis import RUNNERS, budget_in_bytes, implementation_of, runners_of, setting_of
+from memplan.errors import AnalysisError, UsageError, did_you_mean
+from memplan.memory import Footprint, Implementation, price
 from memplan.memory.optimizers import optimizer_rule
-from memplan.methods import method_named
+from memplan.methods import Plan, method_named
+from memplan.planner.costs import Quantity, quantity_of
+from memplan.planner.records import Budget
 from memplan.results import MeasuredStep, Verification
-from memplan.steps import Steps, choose_trained
+from memplan.steps import RunnerStep, Steps, choose_trained
 from memplan.subject import AMP_DTYPES, subject_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from memplan.transform.measure import Measurement
 
 #: A peak may be promised at most 1 % too small and 3 % too large.
 TOLERANCE: Final = (-0.01, 0.03)
@@ -26,12 +30,14 @@ def verify(
     model: str | nn.Module,
     inputs: Any = None,
     *,
-    method: str = "full",
+    method: str | Plan = "full",
     k: int | None = None,
     runner: str | None = None,
     treatments: Sequence[str] = (),
     optimizer: str = "sgd",
     foreach: bool | None = None,
+    budget: int | str | None = None,
+    budget_of: Quantity = "peak",
     steps: int = 2,
     rss: bool = False,
     seed: int = 0,
@@ -44,10 +50,14 @@ def verify(
 
     Args:
         model: a spec, or a module with ``inputs``; as for :func:`memplan.analyze`.
-        method: what trains.
+        method: what trains: a method's name, or a plan.
         k: blocks that train, for methods that take it.
         runner: ``stock`` or ``memplan``; by default stock for what it can run with ``requires_grad`` alone.
         treatments: further treatments of all layers under memplan's runner.
+        budget: bytes, or text such as ``"64MB"``, that no step may exceed.
+        budget_of: what the budget is on: the ``peak``, the ``activations`` or what is ``kept``; see
+            :func:`memplan.plan`. No allocator tells activations apart: of these the predicted bytes count, and what the
+            measured peak is above the predicted one.
         steps: real steps to run, at least 2: the second has gradients' and optimizer state's true company.
         rss: measure the process's high-water mark too.
         seed: for the random weights and inputs; the caller's random state is put back.
@@ -66,25 +76,27 @@ def verify(
         raise UsageError(f"steps must be at least 2, not {steps}: the first has no optimizer state yet")
     if not 0 <= seed < 2**63:
         raise UsageError(f"a seed is a number from 0 to 2**63 - 1, not {seed}")
+    if isinstance(method, Plan):
+        _check_plan(method, runner=runner, k=k, treatments=treatments)
     optimizer_rule(optimizer)
-    chosen = method_named(method)
+    limit = budget_in_bytes(budget)
     about = subject_of(model, inputs, **subject)
-    progress(f"recording {about.name}: {method}")
+    progress(f"recording {about.name}: {method.label if isinstance(method, Plan) else method}")
     recorded = Steps(about)
-    blocks = recorded.settled_k(chosen, k)
     device = recorded.model.device.type
-    (who,) = runners_of(chosen, runner)
-    ran = recorded.by_runner(
-        who,
-        chosen,
-        blocks,
-        treatments=treatments,
-        optimizer=optimizer,
-        implementation=implementation_of(foreach, device),
-    )
+    how = implementation_of(foreach, device)
+    if isinstance(method, Plan):
+        ran, who, label = _with_plan(recorded, method, how), runner or "memplan", method.label
+        trained = frozenset(method.trained)
+    else:
+        chosen = method_named(method)
+        blocks = recorded.settled_k(chosen, k)
+        (who,) = runners_of(chosen, runner)
+        ran = recorded.by_runner(who, chosen, blocks, treatments=treatments, optimizer=optimizer, implementation=how)
+        label = chosen.name if blocks is None else f"{chosen.name} k={blocks}"
+        trained = recorded.trained(chosen, blocks)
     plan, implementation = ran.plan, ran.implementation
     footprint = price(ran.step, optimizer, implementation)
-    trained = recorded.trained(chosen, blocks)
     setting = setting_of(about, recorded, optimizer, implementation)
 
     progress(f"running {steps} real steps of {about.name}")
@@ -93,7 +105,7 @@ def verify(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module, args, kwargs = about.built("cpu")
-        if plan is None:
+        if plan is None or who == "stock":
             choose_trained(module, trained)
         else:
             apply_(module, plan)
@@ -117,7 +129,7 @@ def verify(
     predicted = [footprint.first_step_peak_bytes] + [footprint.peak_bytes] * (steps - 1)
     return Verification(
         setting=setting,
-        method=chosen.name if blocks is None else f"{chosen.name} k={blocks}",
+        method=label,
         predicted_saved_bytes=footprint.saved_bytes,
         measured_saved_bytes=measured.saved_bytes,
         steps=tuple(
@@ -130,4 +142,31 @@ def verify(
         rss_before_bytes=before,
         runner=who,
         notes=() if plan is None else plan.notes,
+        budget=None if limit is None else Budget(limit, budget_of),
+        budgeted_bytes=None if limit is None else _budgeted(footprint, measured, budget_of),
     )
+
+
+def _check_plan(plan: Plan, *, runner: str | None, k: int | None, treatments: Sequence[str]) -> None:
+    """Raise where something is given beside a plan that the plan says itself."""
+    for name, value in (("k", k), ("treatments", treatments or None)):
+        if value is not None:
+            raise UsageError(f"{name}={value!r} is given with a plan, which says it already; leave one of them out")
+    if runner not in (None, *RUNNERS):
+        raise UsageError(f"no runner {runner!r}{did_you_mean(str(runner), RUNNERS)}; choose stock or memplan")
+    if runner == "stock" and plan.treatments:
+        raise UsageError(f"stock PyTorch cannot run a plan with {plan.treatments[0]}; leave out the runner")
+
+
+def _with_plan(steps: Steps, plan: Plan, how: Implementation) -> RunnerStep:
+    return RunnerStep(steps.run(plan), "in-backward" if plan.fused_update else how, plan)
+
+
+def _budgeted(footprint: Footprint, measured: Measurement, quantity: Quantity) -> int:
+    """Return what was measured of that which a budget is on."""
+    if quantity == "kept":
+        return measured.saved_bytes
+    highest = max(measured.peak_bytes)
+    if quantity == "peak":
+        return highest
+    return quantity_of(footprint, quantity) + max(highest - footprint.peak_bytes, 0)

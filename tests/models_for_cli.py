@@ -127,3 +127,36 @@ def square(output: Tensor) -> Tensor:
 
 def no_tensor(output: Tensor) -> float:
     return 3.0
+
+
+class Convolutions(nn.Module):
+    """A stem, three residual blocks and a head: enough for a budget to have something to choose."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.blocks = nn.Sequential(*(Residual() for _ in range(3)))
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Conv2d(16, 32, 1)
+        self.norm = nn.BatchNorm2d(32)
+        self.act = nn.Hardswish()
+        self.down = nn.Conv2d(32, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.act(self.norm(self.up(x))))  # type: ignore[no-any-return]
+
+
+def convolutions(batch_size: int = 4) -> Any:
+    return Convolutions(), torch.ones(batch_size, 3, 32, 32)
+
+
+def more_classes(batch_size: int = 4) -> Any:
+    return Convolutions(classes=5), torch.ones(batch_size, 3, 32, 32)

@@ -254,10 +254,10 @@ FILES: dict[str, tuple[Callable[[], str | bytes], str]] = {
     "half": (lambda: plan_to_json(plan())[:200], "is not JSON: "),
     "empty": (lambda: "", "is not JSON: "),
     "binary": (lambda: b"\xff\xfe\x00", "is not text; give a plan.json"),
-    "a list": (lambda: "[]", "has the schema None, not 'memplan.plan/1'; write it again with memplan apply"),
+    "a list": (lambda: "[]", "has the schema None, not 'memplan.plan/2'; write it again with memplan apply"),
     "another schema": (
         lambda: broken(lambda fields: fields.update(schema="memplan.plan/9")),
-        "has the schema 'memplan.plan/9', not 'memplan.plan/1'; write it again with memplan apply",
+        "was written by a newer memplan (schema memplan.plan/9); upgrade memplan",
     ),
     "a field is missing": (
         lambda: broken(lambda fields: fields.pop("running")),
@@ -392,7 +392,7 @@ def test_apply_replaces_files_only_when_told(folder: Path) -> None:
     assert "random (--seed 0)" in result.stdout
     assert sorted(path.name for path in (folder / "made").iterdir()) == ["model.pt", "other.txt", "plan.json"]
     first = (folder / "made" / "plan.json").read_text()
-    assert first.startswith('{\n  "schema": "memplan.plan/1"')
+    assert first.startswith('{\n  "schema": "memplan.plan/2"')
     state = torch.load(folder / "made" / "model.pt")
     assert invoke("apply", "m.py:net", "--method", "last", "--out", "made").exit_code == 2
     assert invoke("apply", "m.py:net", "--method", "last", "--out", "again").exit_code == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -9,11 +11,13 @@ import click
 from memplan import __version__
 from memplan.cli.applying import apply
 from memplan.cli.border import Commands
+from memplan.cli.from_plan import PlanGiven, check_model, notes_on, plan_given
 from memplan.cli.options import (
     JSON_OPTION,
     K_OPTION,
     METHOD_OPTION,
     MODEL_OPTIONS,
+    PLAN_ARGUMENT,
     RUNNER_OPTION,
     STEP_OPTIONS,
     TREATMENT_OPTION,
@@ -28,10 +32,12 @@ from memplan.cli.options import (
     with_options,
 )
 from memplan.cli.output import TO_STDOUT, check_output, print_report, progress_line, quiet, write_json, write_stdout
+from memplan.cli.planning import diff, explain, pareto, plan
+from memplan.cli.pruning import prune
 from memplan.errors import AnalysisError, UsageError
 
 if TYPE_CHECKING:
-    from memplan.results import Analysis
+    from memplan.results import Analysis, Verification
 
 #: The methods that ``analyze`` lists when none is asked for: what flags alone do, and what is most worth applying.
 DEFAULT_METHODS: Final = ("full", "top-k", "last", "lossless", "mobiletl", "tinytl-bias", "tune")
@@ -47,8 +53,9 @@ def main() -> None:
     MODEL is a name (mobilenet_v3, resnet50), torchvision:NAME, timm:NAME, hf:MODEL_TYPE, a directory with a
     config.json, path/to/file.py:FACTORY or package.module:FACTORY.
 
-    Exit codes: 0 something listed fits, or no budget is given; 1 nothing fits, or a measurement is outside the
-    tolerance; 2 the request is not understood or its output cannot be written; 3 the model cannot be analysed.
+    Exit codes: 0 something listed fits, or no budget is given; 1 nothing fits, a measurement is outside the tolerance
+    or the budget, or two plans differ; 2 the request is not understood or its output cannot be written; 3 the model
+    cannot be analysed.
     """
 
 
@@ -121,7 +128,7 @@ def analyze(
 
 
 @main.command()
-@with_options(MODEL_OPTIONS)
+@with_options((*MODEL_OPTIONS, PLAN_ARGUMENT))
 @with_options(STEP_OPTIONS)
 @with_options((METHOD_OPTION, K_OPTION, RUNNER_OPTION, TREATMENT_OPTION))
 @click.option("--steps", type=Whole(), default=2, show_default=True, help="Real steps to run.")
@@ -133,25 +140,32 @@ def verify(
     switches: dict[str, bool],
     /,
     model: str,
+    plan_file: str | None,
     method: str,
     k: int | None,
     treatments: tuple[str, ...],
     json_file: str | None,
     **options: Any,
 ) -> int:
-    """Run real steps of MODEL and compare with the prediction.
+    """Run real steps of MODEL, or of a PLAN file for it.
 
-    Exits with 1 when saved bytes differ or a peak from the second step on is outside the tolerance.
+    What is measured is compared with the prediction: exits with 1 when saved bytes differ, a peak from the second step
+    on is outside the tolerance, or a step does not fit the plan's budget. Batch size, input and optimizer are the
+    plan's unless others are given.
     """
     check_output(json_file)
-    check_k(() if k is None else (k,), (method,))
-    check_runner(options["runner"], (method,))
+    given = None if plan_file is None else plan_given(plan_file, options)
+    if given is None:
+        check_k(() if k is None else (k,), (method,))
+        check_runner(options["runner"], (method,))
+    options = subject_options(options)
     with quiet(switches), progress_line() as progress:
         from memplan.verification import verify as verify_model
 
-        verification = verify_model(
-            model, method=method, k=k, treatments=treatments, progress=progress, **subject_options(options)
-        )
+        if given is None:
+            verification = verify_model(model, method=method, k=k, treatments=treatments, progress=progress, **options)
+        else:
+            verification = _verified(model, given, options, progress)
     if json_file is not None:
         from memplan.reports.machine import to_text, verification_to_json
 
@@ -160,7 +174,26 @@ def verify(
         from memplan.reports.console import verification_report
 
         print_report(verification_report(verification))
-    return 0 if verification.holds else 1
+    return 0 if verification.holds and verification.fits is not False else 1
+
+
+def _verified(model: str, given: PlanGiven, options: dict[str, Any], progress: Callable[[str], None]) -> Verification:
+    """Run the steps of a plan; what it was made for and is not as it was is among the notes."""
+    from memplan.subject import subject_of
+    from memplan.verification import verify as verify_model
+
+    own = ("optimizer", "foreach", "steps", "rss", "seed", "runner")
+    check_model(given, subject_of(model, **{name: value for name, value in options.items() if name not in own}))
+    account = given.account
+    if account is not None:
+        options = {
+            **options,
+            "runner": account.runner,
+            "budget": account.budget.bytes,
+            "budget_of": account.budget.of,
+        }
+    found = verify_model(model, method=given.plan, progress=progress, **options)
+    return replace(found, notes=(*given.notes, *notes_on(account, found.setting), *found.notes))
 
 
 @main.command()
@@ -210,4 +243,5 @@ def methods() -> None:
     print_report(methods_report())
 
 
-main.add_command(apply)
+for command in (apply, plan, pareto, explain, diff, prune):
+    main.add_command(command)

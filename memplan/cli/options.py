@@ -31,6 +31,38 @@ class Whole(IntType):
             self.fail(f"{value!r} is not a whole number; write for example 8", param, ctx)
 
 
+class Share(click.ParamType):  # type: ignore[type-arg]
+    """A part of a whole; whether it is a sensible one is for the function that takes it."""
+
+    name = "SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number; write for example 0.3", param, ctx)
+
+
+class WholeOrAuto(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or ``auto``."""
+
+    name = "N|auto"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002  # click's
+        """Return what help shows."""
+        return self.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or ``auto``."""
+        if value == "auto":
+            return "auto"
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor auto; write for example 8", param, ctx)
+
+
 class Named(StrType):
     """One of a table's names, which are looked up when help or an answer is wanted, not when memplan starts."""
 
@@ -93,9 +125,8 @@ def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.obj["debug"] = ctx.obj["debug"] or value
 
 
-MODEL_OPTIONS: Final = (
-    click.argument("model"),
-    click.option("--batch-size", type=Whole(), default=8, show_default=True, help="Samples in a batch."),
+_MODEL: Final = click.argument("model")
+_ABOUT_MODEL: Final = (
     click.option("--input", "input_shape", metavar="SHAPE", help="Input without the batch, such as 3x224x224 or 64."),
     click.option("--classes", type=Whole(), help="Classes of the head."),
     click.option("--dtype", type=Named("dtype", _dtypes), help="Of parameters, buffers and inputs."),
@@ -114,6 +145,23 @@ MODEL_OPTIONS: Final = (
         help="Show tracebacks and the libraries' warnings.",
     ),
 )
+MODEL_OPTIONS: Final = (
+    _MODEL,
+    click.option("--batch-size", type=Whole(), default=8, show_default=True, help="Samples in a batch."),
+    *_ABOUT_MODEL,
+)
+PLANNED_MODEL_OPTIONS: Final = (
+    _MODEL,
+    click.option(
+        "--batch-size",
+        type=WholeOrAuto(),
+        default=8,
+        show_default=True,
+        help="Samples in a batch; auto is as many as fit.",
+    ),
+    *_ABOUT_MODEL,
+)
+PLAN_ARGUMENT: Final = click.argument("plan_file", metavar="[PLAN]", required=False)
 STEP_OPTIONS: Final = (
     click.option(
         "--optimizer", type=Named("optimizer", _optimizers), default="sgd", show_default=True, help="Who updates."

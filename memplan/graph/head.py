@@ -41,6 +41,12 @@ def layers_in_block(block: Block, layers: tuple[Layer, ...]) -> tuple[int, ...]:
     return tuple(layer.index for layer in layers if layer.path == block.path or layer.path.startswith(inside))
 
 
+def end_of_module(path: str, layers: tuple[Layer, ...], ops: tuple[Op, ...]) -> int:
+    """Return the index of the forward op that follows the last one of the module at ``path``, or of one inside it."""
+    inside = f"{path}."
+    return 1 + max(op.index for op in ops if op.phase == "forward" and f"{layers[op.layer].path}.".startswith(inside))
+
+
 def layers_above(
     count: int, blocks: tuple[Block, ...], ops: tuple[Op, ...], parameters: tuple[Parameter, ...]
 ) -> tuple[int, ...]:

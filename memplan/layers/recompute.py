@@ -32,11 +32,12 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
     It is entered for one forward. Views are passed over, for autograd adds some on fake tensors; another op that
     differs from the schedule's ends it if its result can have a gradient: from there on everything is kept, as in stock
     PyTorch. What draws random numbers, writes what it was not given to write, or comes from elsewhere than PyTorch is
-    never repeated.
+    never repeated. When it is ``waiting``, the schedule is that of the ops after :meth:`begin`.
     """
 
-    def __init__(self, schedule: Sequence[ScheduledOp]) -> None:
+    def __init__(self, schedule: Sequence[ScheduledOp], *, waiting: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._waiting = waiting
         self._schedule = [op for op in schedule if not _is_window(op.name)]
         self._length = len(schedule)  # of what is left to be followed
         self._position = 0
@@ -54,6 +55,10 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def followed(self) -> bool:
         """Whether the forward has run the ops of the schedule, all of them."""
         return self._position == len(self._schedule)
+
+    def begin(self) -> None:
+        """Follow the schedule from here on."""
+        self._waiting = False
 
     def __enter__(self) -> Recompute:
         self._outer = _autograd._top_saved_tensors_default_hooks(False)
@@ -75,7 +80,7 @@ class Recompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         traits = _TRAITS.get(func) or _traits_of(func)
-        if self._idle or traits.transparent:
+        if self._idle or self._waiting or traits.transparent:
             return func(*args, **kwargs)
         recomputed: tuple[int, ...] = ()
         unknown = False

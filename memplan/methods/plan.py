@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -15,7 +16,11 @@ from memplan.methods.treatments.lite_residual import LiteShape, Norm
 #: Whether the gradients are those of the same network trained by stock PyTorch.
 Gradients: TypeAlias = Literal["exact", "approximate"]
 
-SCHEMA: Final = "memplan.plan/1"
+SCHEMA: Final = "memplan.plan/2"
+_NAME_AND_NUMBER: Final = re.compile(r"memplan\.plan/([0-9]{1,9})")
+
+#: The file of a directory that ``memplan apply`` writes in which the plan is.
+PLAN_FILE: Final = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +75,9 @@ class Plan:
     use their running statistics and do not update them, ``evaluated`` modules that run in eval mode, ``int8`` layers
     whose weight is stored in 8 bits. ``pruned`` says which channels the model loses before all else: the rest, whether
     gradients are exact too, is about the smaller network. ``schedule`` says of each op of the forward what is
-    recomputed. ``notes`` say where a treatment does not apply, and why; ``untreated`` names what keeps as much as in
-    stock PyTorch for want of a rule. ``model`` is the fingerprint of the model before it is pruned; a plan without one
-    is for any model that has what it names.
+    recomputed; with a ``microbatch``, of each op after its boundary. ``notes`` say where a treatment does not apply,
+    and why; ``untreated`` names what keeps as much as in stock PyTorch for want of a rule. ``model`` is the fingerprint
+    of the model before it is pruned; a plan without one is for any model that has what it names.
     """
 
     method: str
@@ -142,9 +147,10 @@ def plan_from_json(text: str, source: str = "the plan") -> Plan:
     """
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{source} is not JSON: {error}; give a plan.json that memplan apply wrote") from error
     schema = fields.get("schema") if isinstance(fields, Mapping) else None
+    check_not_newer(schema, source)
     if schema != SCHEMA:
         raise UsageError(f"{source} has the schema {schema!r}, not {SCHEMA!r}; write it again with memplan apply")
     read = _Fields(fields)
@@ -174,6 +180,17 @@ def plan_from_json(text: str, source: str = "the plan") -> Plan:
         ) from error
     except (TypeError, ValueError) as error:
         raise UsageError(f"{source} is not a plan: {error}; write it again with memplan apply") from error
+
+
+def check_not_newer(schema: Any, source: str) -> None:
+    """Raise where a newer memplan wrote a plan.
+
+    Raises:
+        UsageError: the schema's number is larger than the present one.
+    """
+    written, known = (_NAME_AND_NUMBER.fullmatch(str(each)) for each in (schema, SCHEMA))
+    if written is not None and known is not None and int(written[1]) > int(known[1]):
+        raise UsageError(f"{source} was written by a newer memplan (schema {schema}); upgrade memplan")
 
 
 class _Fields:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, TypeAlias
 
 from memplan.graph.records import Op
 from memplan.graph.step_graph import StepGraph
+from memplan.memory import Footprint
 from memplan.memory.arrivals import arrivals, released
 from memplan.memory.optimizers import Implementation, OptimizerRule
 from memplan.memory.timeline import timeline
@@ -28,7 +30,8 @@ class SegmentCost:
 
     ``constant`` is there throughout the step: parameters, buffers, the optimizer's state. ``kept`` stays from the
     segment's forward to its backward, ``gradients`` from its backward to the update. ``forward`` and ``backward`` are
-    the most that is alive meanwhile beside all these and what lower segments keep and higher ones have left.
+    the most that is alive meanwhile beside all these and what lower segments keep and higher ones have left; ``lowest``
+    is ``backward`` where nothing below trains, so that no gradient is handed down.
     """
 
     constant: int
@@ -38,6 +41,7 @@ class SegmentCost:
     backward: int
     flops: int
     work: int
+    lowest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +104,18 @@ def step_costs(
         flops[here] += op.flops
         work[here] += op_work(op)
     if quantity == "kept":
-        forward_most = backward_most = [0] * count
+        forward_most = backward_most = lowest_most = [0] * count
         after = 0
     else:
         resident = steady.resident if quantity == "peak" else [0] * len(steady.resident)
         totals = [sum(kinds) for kinds in zip(resident, steady.saved, steady.temp, strict=True)]
         fixed = sum(constant) + inputs
-        forward_most, backward_most = _most(graph, segments, [total - fixed for total in totals[:end]], kept, gradients)
+        alive = [total - fixed for total in totals[:end]]
+        forward_most, backward_most = _most(graph, segments, alive, kept, gradients)
+        _, lowest_most = _most(graph, segments, _without_what_is_handed_down(graph, segments, alive), kept, gradients)
         after = max((total - fixed - sum(gradients) for total in totals[end:]), default=0) if not early else 0
         after -= _largest_transient(rule, implementation, graph) if not early and quantity == "peak" else 0
-    rows = zip(constant, kept, gradients, forward_most, backward_most, flops, work, strict=True)
+    rows = zip(constant, kept, gradients, forward_most, backward_most, flops, work, lowest_most, strict=True)
     return StepCosts(
         tuple(SegmentCost(*row) for row in rows),
         inputs,
@@ -135,6 +141,32 @@ def _most(
     return forward, backward
 
 
+def _without_what_is_handed_down(graph: StepGraph, segments: Segments, alive: Sequence[int]) -> list[int]:
+    """Return what is alive at each op without what its segment's backward makes for lower segments alone."""
+    storages = graph.storages
+    needed: set[tuple[int, int]] = set()
+    for op in reversed(graph.ops):
+        here = segments.of_op[op.index]
+        made = [view.storage for view in op.outputs if view is not None]
+        if (
+            op.phase != "backward"
+            or not made
+            or any(storages[storage].role != "activation" or (storage, here) in needed for storage in made)
+        ):
+            needed.update((view.storage, here) for view in op.inputs)
+    ends = {segments.of_op[op.index]: op.index for op in graph.ops}
+    change = [0] * (len(graph.ops) + 1)
+    for storage in storages:
+        if storage.role != "activation" or not 0 <= storage.born < len(graph.ops):
+            continue
+        here = segments.of_op[storage.born]
+        if graph.ops[storage.born].phase == "backward" and (storage.index, here) not in needed:
+            change[storage.born] += storage.bytes
+            # Below, it is there in any case.
+            change[min(storage.last, ends[here]) + 1] -= storage.bytes
+    return [total - gone for total, gone in zip(alive, accumulate(change), strict=False)]
+
+
 def _largest_transient(rule: OptimizerRule, implementation: Implementation, graph: StepGraph) -> int:
     sizes = [graph.storages[p.storage].bytes for p in graph.parameters if p.gradient is not None]
     return max(rule.transients[implementation](sizes), default=0)
@@ -143,3 +175,13 @@ def _largest_transient(rule: OptimizerRule, implementation: Implementation, grap
 def op_work(op: Op) -> int:
     """Return what an op takes of a step's time, in FLOPs: small networks are bound by the bytes they move."""
     return op.flops + FLOPS_IN_THE_TIME_OF_A_BYTE * touched_bytes(op)
+
+
+def quantity_of(footprint: Footprint, quantity: Quantity) -> int:
+    """Return the bytes of a footprint that a budget is on."""
+    if quantity == "kept":
+        return footprint.saved_bytes
+    if quantity == "activations":
+        steady = footprint.timeline
+        return max(map(sum, zip(steady.saved, steady.temp, strict=True)), default=0)
+    return footprint.peak_bytes

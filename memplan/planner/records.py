@@ -25,6 +25,15 @@ ORDERS: Final[dict[Preference, tuple[Aim | Literal["depth"], ...]]] = {
 RESERVE: Final = 50_000
 
 
+def least_budget(recorded_bytes: int) -> int:
+    """Return the smallest budget that a recorded step of so many bytes is sure to fit.
+
+    >>> least_budget(49_999)
+    50000
+    """
+    return -(-recorded_bytes * RESERVE // (RESERVE - 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Bytes, and what of the step they are to hold."""

@@ -132,13 +132,21 @@ class Search:
         least = self._solved(depth, None)
         if least is None or least.bytes > limit * (1 + _SLACK):
             return None
-        room = limit  # what the model may use; it differs from the limit by the model's error
-        fits: Candidacy | None = None
-        if least.bytes > limit:
+        fits = self._improved(depth, limit, None) if least.bytes <= limit else None
+        if fits is None:
+            # Where the model is above the recorded step, its smallest choice may fit all the same.
             measured = self._tried(least)
-            if measured.bytes > limit:
-                return None
-            fits, room = least, limit + least.bytes - measured.bytes
+            if measured.bytes <= limit:
+                fits = self._improved(depth, limit + least.bytes - measured.bytes, least)
+        return fits
+
+    def _improved(self, depth: int, room: int, fits: Candidacy | None) -> Candidacy | None:
+        """Return the best choice whose recorded step fits, from one that does, if any is known.
+
+        ``room`` is what the model may use; it differs from the limit by the model's error.
+        """
+        limit = self.wanted.limit
+        too_many: int | None = None  # the fewest bytes by the model of a choice that did not fit
         for _ in range(_MOST_REPEATS):
             candidacy = self._solved(depth, room)
             if candidacy is None or (fits is not None and self._value(candidacy) >= self._value(fits)):
@@ -148,12 +156,13 @@ class Search:
             if excess <= 0:
                 fits = candidacy
                 room = max(room, limit + candidacy.bytes - measured.bytes)
-            elif fits is not None and not measured.in_prefix:
-                break
             else:
                 self._repeats += 1
                 if not measured.in_prefix or candidacy.choice.samples is None:
-                    room = min(room, candidacy.bytes) - excess
+                    too_many = min(candidacy.bytes, too_many or candidacy.bytes)
+                    room = too_many - (excess if fits is None else 1)
+            if too_many is not None:
+                room = min(room, too_many - 1)
         return fits
 
     def _tried(self, candidacy: Candidacy) -> Measured:
@@ -190,6 +199,10 @@ class Search:
         samples = self._samples(depth, room, fused=fused)
         if samples == 0:
             return None
+        if room is not None and order[0] == "memory" and samples > 1:
+            # The smallest parts show how little there may be; then they are as large as that allows.
+            smallest = self._with_updates(depth, None, ("memory",), fused=fused)
+            samples = samples if smallest is None else self._samples(depth, min(room, smallest.bytes), fused=fused)
         part = None if samples == self.wanted.batch else samples
         instance = self.table.instance(
             depth,
@@ -232,13 +245,14 @@ class Search:
     def _value(self, candidacy: Candidacy) -> tuple[float, ...]:
         """Return what makes one choice better than another: the smaller tuple.
 
-        Depth counts the other way round. Before memory come fewer parts of the batch, and updates after the backward.
+        Depth counts the other way round. Before memory, where that is last, come fewer parts of the batch, and updates
+        after the backward.
         """
         choice, batch = candidacy.choice, self.wanted.batch
         aims: dict[str, float] = {**candidacy.score, "depth": -candidacy.depth}
         order = ORDERS[self.wanted.prefer]
         ways = (-(-batch // (choice.samples or batch)), choice.fused_update)
-        last = order.index("memory")
+        last = order.index("memory") if order[-1] == "memory" else len(order)
         return (*(aims[aim] for aim in order[:last]), *ways, *(aims[aim] for aim in order[last:]))
 
     # -- recording -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from memplan.methods.pruning import Importance
 
@@ -24,21 +24,28 @@ Needs: TypeAlias = Callable[[Mapping[str, int]], Sequence[int]]
 #: From a place to the names of the groups whose channels enter it.
 Entering: TypeAlias = Callable[[int], Collection[str]]
 
+#: Why a group does not shrink further: it may not at all, the user keeps it, its share or its multiple.
+End: TypeAlias = Literal["pinned", "kept", "share", "multiple"]
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How far a group may shrink: from ``channels`` over multiples of ``multiple`` to ``least``, and what ends it."""
+    """How far a group may shrink: from ``channels`` over multiples of ``multiple`` to ``least``.
+
+    ``end`` says in words why not further, and ``kind`` what sort of reason that is.
+    """
 
     name: str
     channels: int
     multiple: int
     least: int
     end: str
+    kind: End
 
     def below(self, kept: int) -> int | None:
         """Return the next smaller number of channels, ``None`` where there is none.
 
-        >>> room = Room("conv", 20, 8, 8, "")
+        >>> room = Room("conv", 20, 8, 8, "", "multiple")
         >>> room.below(20), room.below(16), room.below(8)
         (16, 8, None)
         """
@@ -49,23 +56,26 @@ class Room:
 def rooms_of(
     groups: Sequence[ChannelGroup], free: Collection[str], round_to: int, max_prune: float | None
 ) -> tuple[Room, ...]:
-    """Return how far each group may shrink; those not ``free`` keep all channels, the others a multiple of ``round_to``.
+    """Return how far each group may shrink: those not ``free`` not at all, the others over multiples of ``round_to``.
 
     ``max_prune`` is the share of a group's channels that may go, ``None`` for all but one multiple.
     """
-    rooms = []
-    for group in groups:
-        multiple = math.lcm(round_to, group.divisor)
-        if group.name not in free:
-            least, end = group.channels, group.pinned or "to be kept"
-        else:
-            share = 0.0 if max_prune is None else group.channels * (1 - max_prune)
-            least = min(max(math.ceil(share / multiple - 1e-9), 1) * multiple, group.channels)
-            end = f"channels are kept in multiples of {multiple}"
-            if least > multiple and max_prune is not None:
-                end = f"at most {max_prune:g} of its channels may go"
-        rooms.append(Room(group.name, group.channels, multiple, least, end))
-    return tuple(rooms)
+    return tuple(_room(group, group.name in free, math.lcm(round_to, group.divisor), max_prune) for group in groups)
+
+
+def _room(group: ChannelGroup, free: bool, multiple: int, max_prune: float | None) -> Room:
+    def room(least: int, end: str, kind: End) -> Room:
+        return Room(group.name, group.channels, multiple, min(least, group.channels), end, kind)
+
+    if group.pinned is not None:
+        return room(group.channels, group.pinned, "pinned")
+    if not free:
+        return room(group.channels, "to be kept", "kept")
+    left = 0.0 if max_prune is None else group.channels * (1 - max_prune)
+    least = math.ceil(left / multiple - 1e-9) * multiple
+    if max_prune is not None and least > multiple:
+        return room(least, f"at most {max_prune:g} of them may go", "share")
+    return room(multiple, f"kept in multiples of {multiple}", "multiple")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +105,8 @@ def shrink(rooms: Sequence[Room], needs: Needs, entering: Entering, importance: 
     """Return the groups shrunk until no place needs more than ``target`` bytes.
 
     At each turn the place that needs most is looked at, the first of equals. Of the groups that enter it the one goes
-    down by a multiple that lowers this need most for the importance that is lost; of equals the one that lowers it most,
-    then the first. Where none of these can shrink, as when parameters set the peak, all groups are looked at.
+    down by a multiple that lowers this need most for the importance that is lost; of equals the one that lowers it
+    most, then the first. Where none of these can shrink, as when parameters set the peak, all groups are looked at.
     """
     by_name = {room.name: room for room in rooms}
     least = {room.name: room.least for room in rooms if room.least < room.channels}
@@ -137,9 +147,7 @@ def _largest(needs: Sequence[int]) -> int:
     return max(range(len(needs)), key=lambda place: (needs[place], -place))
 
 
-def _steps(
-    names: Collection[str], rooms: Mapping[str, Room], kept: Mapping[str, int]
-) -> Iterator[tuple[str, int]]:
+def _steps(names: Collection[str], rooms: Mapping[str, Room], kept: Mapping[str, int]) -> Iterator[tuple[str, int]]:
     for name in names:
         fewer = rooms[name].below(kept.get(name, rooms[name].channels))
         if fewer is not None:

@@ -61,7 +61,7 @@ class Table:
             for segment in range(first)
         ]
         trained = [
-            undominated([self._candidate(segment, way, implementation) for way in self.trained])
+            undominated([self._candidate(segment, way, implementation, first) for way in self.trained])
             for segment in range(first, self.count)
         ]
         return self._instance(depth, implementation, (*frozen, *trained), flops_limit)
@@ -84,7 +84,7 @@ class Table:
         rows = [
             self._frozen(segment, way[1], share, whole)
             if segment < first
-            else self._candidate(segment, way, implementation)
+            else self._candidate(segment, way, implementation, first)
             for segment, way in enumerate(ways)
         ]
         return self._instance(depth, implementation, [(row,) for row in rows], None)
@@ -109,7 +109,7 @@ class Table:
         candidates = [
             *([self._frozen(segment, level, share, whole) for level in self.frozen] for segment in range(first)),
             *(
-                [self._candidate(segment, way, implementation) for way in self.trained]
+                [self._candidate(segment, way, implementation, first) for way in self.trained]
                 for segment in range(first, self.count)
             ),
         ]
@@ -124,9 +124,11 @@ class Table:
         alone = SegmentCost(cost.constant, 0, 0, forward, 0, cost.flops, cost.work)
         return Candidate(alone, 0, self._lost(segment, level), pruned=level)
 
-    def _candidate(self, segment: int, way: Way, implementation: Implementation) -> Candidate:
+    def _candidate(self, segment: int, way: Way, implementation: Implementation, first: int) -> Candidate:
         option, level = way
         cost = self.trained[way][implementation].segments[segment]
+        if segment == first:
+            cost = replace(cost, backward=cost.lowest)
         approximations = int(bool(option.approximate) and self.approximated[segment])
         plain = self.trained[PLAIN, 0][implementation].segments[segment].work
         return Candidate(cost, approximations, self._lost(segment, level), cost.work - plain, option, level)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from memplan.memory import AliveStorage, Footprint, Peak
 from memplan.methods import METHODS
+from memplan.planner.records import Budget
 from memplan.reports.layers import layer_table
 from memplan.reports.layout import Column, Columns, Paragraph
 from memplan.reports.picture import Picture
@@ -79,11 +80,23 @@ def verification_report(verification: Verification) -> RenderableType:
         Text(),
         answer,
     ]
+    if verification.budget is not None and verification.budgeted_bytes is not None:
+        parts.append(_within(verification.budget, verification.budgeted_bytes))
     if verification.rss_bytes is not None:
         before = verification.rss_before_bytes
         known = "" if before is None else f", {size(before)} before the model was built"
         parts.append(_paragraph(f"RSS of this process: high-water mark {size(verification.rss_bytes)}{known}"))
     return Group(*parts, *_remarks("note", verification.notes))
+
+
+def _within(budget: Budget, measured_bytes: int) -> Paragraph:
+    quantity = {"peak": "highest peak", "activations": "activations' peak", "kept": "what is kept"}[budget.of]
+    spare = budget.bytes - measured_bytes
+    if spare >= 0:
+        text = f"Fits in {size(budget.bytes)}: the {quantity} is {size(measured_bytes)}, {size(spare)} to spare."
+        return _paragraph(text, style="bold green")
+    text = f"Does not fit in {size(budget.bytes)}: the {quantity} is {size(measured_bytes)}, {size(-spare)} more."
+    return _paragraph(text, style="bold red")
 
 
 def methods_report() -> RenderableType:

@@ -61,6 +61,7 @@ def _treatments(plan: Plan) -> Iterator[str]:
         "tune": len(plan.tuned),
         "frozen-int8": len(plan.int8),
         "lite-residual": len(plan.lite),
+        "prune": sum(bool(group.dropped) for group in plan.pruned),
         "recompute": sum(bool(op.recomputed) for op in plan.schedule),
     }
     for name in plan.treatments:
@@ -70,6 +71,8 @@ def _treatments(plan: Plan) -> Iterator[str]:
             where = f"up to {plan.microbatch.boundary}, {count(plan.microbatch.samples, 'sample')} at a time"
         elif name == "fused-update":
             where = "all that trains"
+        elif name == "prune":
+            where = f"{count(number, 'group')} of channels"
         elif name == "recompute":
             where = count(number, "op")
         yield f"{name}, {where or count(number, 'place')}: {treatment_named(name).summary.rstrip('.')}"

@@ -154,16 +154,27 @@ def _buffers(storages: Mapping[str, int | None], layers: tuple[Layer, ...]) -> I
 def _layers_told(root: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
     """Tell the recorder which module runs, through hooks on all modules rather than on the user's."""
     index_of = {id(child): index for index, child in enumerate(root.modules())}
-    stack: list[tuple[int, bool]] = []
+    entered: list[tuple[int, int, bool]] = []  # a module that runs, and what was told before it began
+
+    def leave(module: int) -> None:
+        while entered:
+            last, recorder.layer, recorder.in_module = entered.pop()
+            if last == module:
+                return
 
     def before(module: torch.nn.Module, args: Any) -> None:
-        if (index := index_of.get(id(module))) is not None:
-            stack.append((recorder.layer, recorder.in_module))
-            recorder.layer, recorder.in_module = index, True
+        index = index_of.get(id(module))
+        if index is None:
+            return
+        if any(index == running for running, _, _ in entered):
+            leave(index)  # it was left by an interruption, which calls no hooks, and begins anew
+        entered.append((index, recorder.layer, recorder.in_module))
+        recorder.layer, recorder.in_module = index, True
 
     def after(module: torch.nn.Module, args: Any, output: Any) -> None:
-        if id(module) in index_of:
-            recorder.layer, recorder.in_module = stack.pop()
+        index = index_of.get(id(module))
+        if index is not None and any(index == running for running, _, _ in entered):
+            leave(index)
         if module is root:
             recorder.note_outputs(tensors_in(output))
 

@@ -83,7 +83,9 @@ class Runtime:
                     run.prefix = PrefixRun(plan.microbatch, args, kwargs)
                 stack.enter_context(_Substitution(run))
                 if root is not None and plan.schedule:
-                    stack.enter_context(Recompute(plan.schedule))
+                    recompute = stack.enter_context(Recompute(plan.schedule, waiting=plan.microbatch is not None))
+                    if plan.microbatch is not None:
+                        run.after_boundary = plan.microbatch.boundary, recompute.begin
             yield run
 
     def _is_frozen_as_planned(self) -> bool:
@@ -99,14 +101,17 @@ class Runtime:
 
 
 class Run:
-    """One forward of a model: the treatments of the layer that runs now, and the prefix that runs in parts."""
+    """One forward of a model: the treatments of the layer that runs now, the prefix that runs in parts, and what begins
+    when the module at a path has answered for the whole batch.
+    """
 
-    __slots__ = ("prefix", "table", "tables")
+    __slots__ = ("after_boundary", "prefix", "table", "tables")
 
     def __init__(self, tables: Mapping[str, Treated]) -> None:
         self.tables = tables
         self.table = _NOTHING
         self.prefix: PrefixRun | None = None
+        self.after_boundary: tuple[str, Callable[[], None]] | None = None
 
 
 class PlannedForward:
@@ -167,7 +172,11 @@ class PlannedForward:
             output = self.__wrapped__(*args, **kwargs)
         finally:
             run.table = outer
-        return output if run.prefix is None else run.prefix.answered(self.path, output)
+        if run.prefix is not None:
+            output = run.prefix.answered(self.path, output)
+        if run.after_boundary is not None and run.after_boundary[0] == self.path:
+            run.after_boundary[1]()
+        return output
 
 
 class _Fixed:

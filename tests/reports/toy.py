@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 
 from memplan.graph import Block, Layer, Machine, Op, Parameter, Phase, StepGraph, Storage, TensorView
 from memplan.memory import price
+from memplan.planner.records import Budget
 from memplan.results import Analysis, MeasuredStep, MethodFootprint, Setting, Verification
 
 MACHINE = Machine("cpu", "AVX2", 2, "2.13.0")
@@ -108,6 +109,8 @@ def verification(*, measured_saved_bytes: int = 32_000_000, measured_bytes: int 
         tolerance=(-0.01, 0.03),
         rss_bytes=500_000_000,
         rss_before_bytes=400_000_000,
+        budget=Budget(90_000_000),
+        budgeted_bytes=measured_bytes,
     )
 
 

@@ -1,0 +1,301 @@
+"""The commands about plans: find one, show the front of all, explain one, compare two."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from memplan import __version__
+from memplan.cli.options import (
+    JSON_OPTION,
+    MODEL_OPTIONS,
+    PLANNED_MODEL_OPTIONS,
+    STEP_OPTIONS,
+    Named,
+    Share,
+    Whole,
+    subject_options,
+    with_options,
+)
+from memplan.cli.output import TO_STDOUT, check_output, print_report, progress_line, quiet, write_json, write_stdout
+from memplan.errors import UsageError
+
+#: The measures of a channel's importance, which torch is needed to look up.
+IMPORTANCES: Final = ("l1", "l2", "bn-scale", "taylor", "fisher", "uniform")
+
+#: Those that need data.
+NEED_DATA: Final = ("taylor", "fisher")
+
+
+def _treatments() -> Iterable[str]:
+    from memplan.planner.terms import CHOSEN
+
+    return CHOSEN
+
+
+def _preferences() -> Iterable[str]:
+    from memplan.planner.records import ORDERS
+
+    return ORDERS
+
+
+class _Importance(Named):
+    """A measure's name, or a function of one's own."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name, or raise with the closest ones."""
+        return value if ":" in value else super().convert(value, param, ctx)
+
+
+QUANTITY: Final = Named("quantity", lambda: ("peak", "activations", "kept"))
+TERMS: Final = (
+    click.option("--lossless", is_flag=True, help="Only what leaves the gradients as they are."),
+    click.option(
+        "--allow", type=Named("treatment", _treatments), multiple=True, help="A further treatment; repeatable."
+    ),
+    click.option(
+        "--forbid", type=Named("treatment", _treatments), multiple=True, help="A treatment to do without; repeatable."
+    ),
+)
+
+
+@click.command()
+@with_options(PLANNED_MODEL_OPTIONS)
+@with_options(STEP_OPTIONS)
+@click.option("--budget", metavar="SIZE", help="Bytes that must not be exceeded: 64MB is 64,000,000, 64MiB more.")
+@click.option("--budget-of", type=QUANTITY, default="peak", show_default=True, help="What the budget is on.")
+@click.option(
+    "--prefer", type=Named("preference", _preferences), default="k", show_default=True, help="What counts most."
+)
+@click.option(
+    "--runner",
+    type=Named("runner", lambda: ("stock", "memplan")),
+    default="memplan",
+    show_default=True,
+    help="Who runs the step: PyTorch with requires_grad alone, or what memplan apply gives.",
+)
+@with_options(TERMS)
+@click.option("--k", type=Whole(), help="Blocks that train, from the output.  [default: as many as fit]")
+@click.option("--min-k", type=Whole(), help="Blocks that must train.")
+@click.option("--max-flops", metavar="FLOPS|Nx", help="Of a step: a number such as 30G, or 1.1x of stock full.")
+@click.option("--max-prune", type=Share(), help="Of a layer's channels that may be pruned, such as 0.3.")
+@click.option("--round-to", type=Whole(), default=8, show_default=True, help="Channels are kept in multiples of this.")
+@click.option(
+    "--importance",
+    type=_Importance("importance", lambda: IMPORTANCES),
+    default="l1",
+    show_default=True,
+    help="Which channels stay, or package.module:function.",
+)
+@click.option("--calibration", metavar="FILE", help="Inputs and targets that torch.save wrote, for taylor and fisher.")
+@click.option("--keep", metavar="LAYER", multiple=True, help="A layer that is never pruned; repeatable.")
+@click.option("--fix", type=Named("quantity to fix", lambda: ("batch-size",)), help="Keep the batch size: the default.")
+@click.option("--out", metavar="FILE", help="Write the plan, to be explained, verified and applied.")
+@click.option("--force", is_flag=True, help="Replace FILE.")
+@with_options((JSON_OPTION,))
+@click.pass_obj
+def plan(
+    switches: dict[str, bool],
+    /,
+    model: str,
+    budget: str | None,
+    fix: str | None,
+    out: str | None,
+    force: bool,
+    json_file: str | None,
+    **options: Any,
+) -> None:
+    """Find the best plan for MODEL within a budget.
+
+    Exits with 1 when nothing that is allowed fits. What is printed is the plan's own recorded step.
+    """
+    check_output(json_file)
+    if budget is None:
+        raise UsageError("no --budget is given; write for example --budget 64MB")
+    if out is not None:
+        _check_new(out, json_file, replace=force)
+    _check(options, fix)
+    asked = _asked(model, options)
+    with quiet(switches), progress_line() as progress:
+        from memplan.planning import plan as find_plan
+
+        calibration = options.pop("calibration")
+        if calibration is not None:
+            from memplan.transform.calibration import load_calibration
+
+            calibration = load_calibration(calibration)
+        planned = find_plan(
+            model, budget=budget, calibration=calibration, progress=progress, **subject_options(options)
+        )
+    from memplan.reports.plan_file import Asked, plan_file, planned_to_json
+
+    told = Asked(**asked)
+    if out is not None:
+        from memplan.reports.files import write_whole
+
+        write_whole(Path(out), plan_file(planned, told))
+    if json_file is not None:
+        from memplan.reports.machine import to_text
+
+        write_json(json_file, to_text(planned_to_json(planned, told, __version__)))
+    if json_file != TO_STDOUT:
+        from memplan.reports.plan import plan_report
+
+        print_report(plan_report(planned))
+        if out is not None:
+            write_stdout(_what_next(model, out))
+
+
+@click.command()
+@with_options(MODEL_OPTIONS)
+@with_options(STEP_OPTIONS)
+@click.option("--of", type=QUANTITY, default="peak", show_default=True, help="What of the memory counts.")
+@with_options(TERMS)
+@click.option("--points", type=Whole(), default=16, show_default=True, help="Plans at most; each is recorded.")
+@click.option("--svg", metavar="FILE", help="Draw the front; needs matplotlib.")
+@click.option("--png", metavar="FILE", help="The same as pixels.")
+@with_options((JSON_OPTION,))
+@click.pass_obj
+def pareto(
+    switches: dict[str, bool],
+    /,
+    model: str,
+    svg: str | None,
+    png: str | None,
+    json_file: str | None,
+    **options: Any,
+) -> None:
+    """Show memory against k, FLOPs and exact gradients for MODEL.
+
+    Each point is a plan that no other plan beats in all of them, with the bytes of its own recorded step.
+    """
+    check_output(json_file)
+    pictures = {kind: Path(file) for kind, file in (("svg", svg), ("png", png)) if file is not None}
+    if pictures:
+        from memplan.reports.files import check_writable
+        from memplan.reports.front_picture import check_pictures
+
+        for path in pictures.values():
+            check_writable(path)
+            if path.exists() and not path.is_file():
+                raise UsageError(f"cannot draw to {str(path)!r}: it is no regular file; name another one")
+        check_pictures()
+    with quiet(switches), progress_line() as progress:
+        from memplan.front import pareto as find_front
+
+        front = find_front(model, progress=progress, **subject_options(options))
+        if pictures:
+            from memplan.reports.front_picture import front_picture
+
+            progress("drawing")
+            for kind, path in pictures.items():
+                drawn = front_picture(front, "svg" if kind == "svg" else "png")
+                _write_picture(path.resolve(), drawn)
+    if json_file is not None:
+        from memplan.reports.front import front_to_json
+        from memplan.reports.machine import to_text
+
+        write_json(json_file, to_text(front_to_json(front, __version__)))
+    if json_file != TO_STDOUT:
+        from memplan.reports.front import front_report
+
+        print_report(front_report(front))
+
+
+@click.command()
+@click.argument("plan")
+def explain(plan: str) -> None:
+    """Explain a PLAN file: why this k, and what each saving bought."""
+    from memplan.reports.explain import explain_report
+    from memplan.reports.plan_file import read_account
+
+    print_report(explain_report(read_account(plan)))
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+def diff(first: str, second: str) -> int:
+    """Show what differs between two plan files.
+
+    Exits with 0 when nothing does and 1 when something does, as diff does.
+    """
+    from memplan.reports.diff import diff_report, differences
+    from memplan.reports.plan_file import read_plan
+
+    found = differences(*(read_plan(path)[:2] for path in (first, second)))
+    print_report(diff_report(found, (first, second)))
+    return 1 if found else 0
+
+
+def _check(options: dict[str, Any], fix: str | None) -> None:
+    """Raise where options contradict each other or cannot be read, before a model is built.
+
+    Raises:
+        UsageError: they do.
+    """
+    from memplan.planner.terms import flops_limit, terms_of
+
+    importance, calibration = options["importance"], options["calibration"]
+    if fix is not None and options["batch_size"] == "auto":
+        raise UsageError("--fix batch-size is given with --batch-size auto; leave one of them out")
+    if options["runner"] == "stock":
+        lossy = [f"--allow {name}" for name in options["allow"]] + (["--max-prune"] if options["max_prune"] else [])
+        if lossy:
+            raise UsageError(f"--runner stock cannot do {lossy[0]}; use --runner memplan, or leave it out")
+    terms = terms_of(**{name: options[name] for name in ("lossless", "allow", "forbid", "max_prune")})
+    if calibration is not None and importance not in NEED_DATA and ":" not in importance:
+        raise UsageError(f"--calibration is for importance taylor or fisher, not {importance}; leave one of them out")
+    if importance in NEED_DATA and calibration is None:
+        raise UsageError(f"importance {importance!r} needs data; give --calibration FILE")
+    if (calibration is not None or options["keep"]) and not terms.max_prune:
+        what = "--calibration" if calibration is not None else "--keep"
+        raise UsageError(f"{what} is about pruning, which is not allowed; add --max-prune 0.3")
+    flops_limit(options["max_flops"], 1)
+
+
+def _check_new(out: str, json_file: str | None, *, replace: bool) -> None:
+    from memplan.reports.files import check_writable
+
+    path = Path(out)
+    check_writable(path)
+    if path.exists() and not replace:
+        raise UsageError(f"{out!r} is there already; name another file, or add --force")
+    if json_file not in (None, TO_STDOUT) and Path(str(json_file)).resolve() == path.resolve():
+        raise UsageError(f"--out and --json name the same file {out!r}; name two")
+
+
+def _what_next(model: str, out: str) -> str:
+    """Return lines to be copied, and so neither wrapped nor cut."""
+    file = shlex.quote(out)
+    both = f"{shlex.quote(model)} {file}"
+    lines = (f"memplan explain {file}", f"memplan verify {both}", f"memplan apply {both} --out DIR")
+    return "".join(f"{line}\n" for line in ("", f"Written to {out}:", *(f"  {line}" for line in lines)))
+
+
+def _write_picture(path: Path, drawn: bytes) -> None:
+    from memplan.reports.files import write_folder
+
+    def write(draft: Path) -> None:
+        draft.write_bytes(drawn)
+
+    write_folder(path.parent, {path.name: write}, replace=True)
+
+
+def _asked(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what a plan's file says of the request, before options are resolved."""
+    from memplan.sources import parse_shape
+
+    model_options = ("classes", "dtype", "weights", "loss")
+    bounds = ("k", "min_k", "max_flops", "max_prune", "lossless", "allow", "forbid", "keep")
+    shape = options["input_shape"]
+    return {
+        "spec": model,
+        "input_shape": None if shape is None else parse_shape(shape),
+        "importance": options["importance"] if options["max_prune"] or "prune" in options["allow"] else None,
+        **{name: options[name] for name in (*model_options, *bounds)},
+    }

@@ -1,0 +1,110 @@
+"""The command that prunes a network until the peak of its forward is low enough."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memplan import __version__
+from memplan.cli.options import JSON_OPTION, MODEL_OPTIONS, Named, Share, Whole, subject_options, with_options
+from memplan.cli.output import TO_STDOUT, check_output, print_report, progress_line, quiet, write_json, write_stdout
+from memplan.cli.planning import IMPORTANCES, NEED_DATA, _check_new, _Importance
+from memplan.errors import UsageError
+
+
+def _countings() -> Iterable[str]:
+    from memplan.planner.counting import COUNTINGS
+
+    return COUNTINGS
+
+
+@click.command()
+@with_options(MODEL_OPTIONS)
+@click.option("--target-peak", "target", metavar="SIZE|-N%", help="The peak to reach: 2MB, or -65% of the present one.")
+@click.option(
+    "--counting",
+    type=Named("counting", _countings),
+    default="tinytl",
+    show_default=True,
+    help="A layer's input and output for one sample, or the allocator's peak of a step.",
+)
+@click.option("--round-to", type=Whole(), default=8, show_default=True, help="Channels are kept in multiples of this.")
+@click.option("--max-prune", type=Share(), help="Of a layer's channels that may go, such as 0.5.  [default: all but 8]")
+@click.option(
+    "--importance",
+    type=_Importance("importance", lambda: IMPORTANCES),
+    default="l1",
+    show_default=True,
+    help="Which channels stay, or package.module:function.",
+)
+@click.option("--calibration", metavar="FILE", help="Inputs and targets that torch.save wrote, for taylor and fisher.")
+@click.option("--keep", metavar="LAYER", multiple=True, help="A layer that is never pruned; repeatable.")
+@click.option("--out", metavar="FILE", help="Write the plan, to be verified and applied.")
+@click.option("--force", is_flag=True, help="Replace FILE.")
+@with_options((JSON_OPTION,))
+@click.pass_obj
+def prune(
+    switches: dict[str, bool],
+    /,
+    model: str,
+    target: str | None,
+    importance: str,
+    calibration: str | None,
+    out: str | None,
+    force: bool,
+    json_file: str | None,
+    **options: Any,
+) -> None:
+    """Prune the channels that set the peak of MODEL's forward.
+
+    They go from the layer that needs most, until another one does, and so on. Everything trains in what is left. Exits
+    with 1 when the target cannot be reached.
+    """
+    check_output(json_file)
+    if target is None:
+        raise UsageError("no --target-peak is given; write for example --target-peak -65%")
+    if out is not None:
+        _check_new(out, json_file, replace=force)
+    if importance in NEED_DATA and calibration is None:
+        raise UsageError(f"importance {importance!r} needs data; give --calibration FILE")
+    if calibration is not None and importance not in NEED_DATA and ":" not in importance:
+        raise UsageError(f"--calibration is for importance taylor or fisher, not {importance}; leave one of them out")
+    with quiet(switches), progress_line() as progress:
+        from memplan.methods.plan import plan_to_json
+        from memplan.pruning import prune as prune_model
+
+        data = None
+        if calibration is not None:
+            from memplan.transform.calibration import load_calibration
+
+            data = load_calibration(calibration)
+        pruned = prune_model(
+            model,
+            target=target,
+            importance=importance,
+            calibration=data,
+            progress=progress,
+            **subject_options(options),
+        )
+    if out is not None:
+        from memplan.reports.files import write_whole
+
+        write_whole(Path(out), plan_to_json(pruned.plan))
+    if json_file is not None:
+        from memplan.reports.machine import to_text
+        from memplan.reports.pruned import pruned_to_json
+
+        write_json(json_file, to_text(pruned_to_json(pruned, __version__)))
+    if json_file != TO_STDOUT:
+        from memplan.reports.pruned import pruned_report
+
+        print_report(pruned_report(pruned))
+        if out is not None:
+            both = f"{shlex.quote(model)} {shlex.quote(out)}"
+            lines = (f"memplan verify {both}", f"memplan apply {both} --out DIR")
+            # To be copied: these lines are neither wrapped nor cut.
+            write_stdout("".join(f"{line}\n" for line in ("", f"Written to {out}:", *(f"  {line}" for line in lines))))

@@ -1,0 +1,268 @@
+"""What a terminal shows of a plan that was found: the answer first, then what is done where, and what it bought."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+
+from memplan.memory import Footprint
+from memplan.methods import Plan
+from memplan.methods.treatments import TREATMENTS
+from memplan.planner.records import Budget, Upgrade
+from memplan.reports.console import place
+from memplan.reports.layout import Column, Columns, Paragraph
+from memplan.reports.sizes import count, elements, flops, size, unit_for
+from memplan.results import Planned, PlannedSegment, Saving, Setting
+from memplan.units import format_bytes
+
+#: What a budget is on, in words.
+QUANTITIES = {"peak": "peak", "activations": "activations' peak", "kept": "kept for the backward"}
+
+#: A text beside columns has at least this room.
+_HANGING_WIDTH = 24
+
+#: Pruned groups that are named; the plan's file has them all.
+_SHOWN_GROUPS = 12
+
+
+def plan_report(planned: Planned) -> RenderableType:
+    """Return what a terminal shows of a plan."""
+    plan, footprint = planned.plan, planned.footprint
+    recording, search = planned.seconds
+    parts: list[RenderableType] = [
+        facts(planned.setting),
+        paragraph(
+            f"optimizer {planned.setting.optimizer} ({planned.implementation}); {planned.runner} runs the step; "
+            f"{machine(planned.setting)}"
+        ),
+        paragraph(f"recorded in {recording:.1f} s, searched in {search:.1f} s"),
+        Text(),
+        title(
+            f"Best plan in {size(planned.budget.bytes)}: {what_trains(plan.k, len(planned.blocks), planned.segments)}",
+            "bold green",
+        ),
+        *(paragraph(text, indent=2) for text in _facts_of(planned)),
+        Text(),
+        segment_table(planned.segments),
+    ]
+    if pruned := list(kept_channels(planned.segments)):
+        parts += [Text(), title("Channels kept"), *channel_table(pruned)]
+    if planned.savings:
+        parts += [Text(), title("What each saving bought"), savings_table(planned.savings)]
+    parts += [Text(), *(paragraph(text) for text in next_lines(planned.next, planned.budget))]
+    notes = tuple(dict.fromkeys((*planned.notes, *plan.notes)))
+    parts += remarks("note", notes)
+    parts += remarks("as in stock PyTorch, for want of a rule", plan.untreated)
+    parts += remarks("not priced", footprint.unpriced)
+    return Group(*parts)
+
+
+def facts(setting: Setting) -> Paragraph:
+    """Return the line that says which model, which inputs and which mode."""
+    words = [] if setting.batch_size is None else [f"batch {setting.batch_size}"]
+    words += [", ".join(setting.inputs), "train mode" if setting.training else "eval mode"]
+    words += [] if setting.amp is None else [f"autocast {setting.amp}"]
+    text = Text(setting.model, style="bold").append(f" ({setting.origin})", style="not bold")
+    return Paragraph(text.append("".join(f"  {word}" for word in words if word), style="not bold"))
+
+
+def machine(setting: Setting) -> str:
+    """Return where the step runs, in words."""
+    where = setting.machine
+    kind = f" {where.instruction_set}" if where.instruction_set else ""
+    return f"torch {where.torch}, {where.device}{kind}, threads {where.threads}"
+
+
+def what_trains(k: int | None, blocks: int, segments: Sequence[PlannedSegment]) -> str:
+    """Return which part of the model trains, in words: the last blocks and the head, or more than that."""
+    if all(segment.trained for segment in segments):
+        return "everything trains"
+    if not k:
+        return "the head alone trains"
+    if k >= blocks:
+        return f"all {count(blocks, 'block')} and the head train"
+    return f"the last {'block' if k == 1 else k} of {count(blocks, 'block')} and the head train"
+
+
+def segment_table(segments: Sequence[PlannedSegment]) -> Hanging:
+    """Return what is done to each segment, from the input to the output; frozen ones in a row are one line."""
+    rows = list(_rows(segments))
+    unit = unit_for(max((row.kept_bytes for row in rows), default=0))
+    columns = Columns(
+        (
+            Column("segment", tuple(row.name for row in rows), right=False, elastic=True),
+            Column("trains", tuple("yes" if row.trained else "no" for row in rows), right=False),
+            Column("keeps", tuple(format_bytes(row.kept_bytes, unit=unit) for row in rows)),
+            Column("repeats", tuple(_price(row) for row in rows), right=False, leaves=1),
+        )
+    )
+    return Hanging(columns, "treatments", tuple(", ".join(row.treatments) for row in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Hanging:
+    """Columns, and behind each row a text that wraps under itself, or under the row where there is little room."""
+
+    columns: Columns
+    heading: str
+    texts: tuple[str, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines."""
+        rows = list(self.columns.lines(options.max_width))
+        margin = max(row.cell_len for row in rows) + 2
+        room = options.max_width - margin
+        beside = room >= min(_HANGING_WIDTH, max(map(len, self.texts), default=0))
+        if not beside:
+            margin = self.columns.indent + 2
+            room = options.max_width - margin
+        yield Text.assemble(rows[0].plain.ljust(margin) + self.heading if beside else rows[0], style="bold")
+        for row, text in zip(rows[1:], self.texts, strict=True):
+            lines = textwrap.wrap(text, max(room, 1), break_on_hyphens=False)
+            if lines and beside:
+                row.pad_right(margin - row.cell_len)
+                row.append(lines.pop(0))
+            yield row
+            yield from (Text(" " * margin + line) for line in lines)
+
+
+def kept_channels(segments: Iterable[PlannedSegment]) -> Iterator[tuple[str, int, int]]:
+    """Yield what is pruned, each group once: its name, the channels kept, and all of them."""
+    seen: dict[str, tuple[str, int, int]] = {}
+    for segment in segments:
+        for entry in segment.channels:
+            seen.setdefault(entry[0], entry)
+    yield from (entry for entry in seen.values() if entry[1] != entry[2])
+
+
+def channel_table(groups: Sequence[tuple[str, int, int]]) -> Iterator[RenderableType]:
+    """Yield the table of pruned groups, and how many more there are."""
+    shown = groups[:_SHOWN_GROUPS] if len(groups) > _SHOWN_GROUPS + 1 else groups
+    yield Columns(
+        (
+            Column("", tuple(name for name, _, _ in shown), right=False, elastic=True),
+            Column("kept", tuple(str(kept) for _, kept, _ in shown)),
+            Column("of", tuple(str(channels) for _, _, channels in shown)),
+        )
+    )
+    if len(shown) < len(groups):
+        yield paragraph(f"...and {len(groups) - len(shown)} more", indent=2)
+
+
+def savings_table(savings: Sequence[Saving]) -> Columns:
+    """Return what each treatment bought, the largest first, and whether gradients are other ones for it."""
+    rows = sorted(savings, key=lambda saving: -saving.bytes)
+    return Columns(
+        (
+            Column("", tuple(saving.treatment for saving in rows), right=False),
+            Column("without it", tuple(f"{'+' if s.bytes >= 0 else '-'}{size(abs(s.bytes))}" for s in rows)),
+            Column("gradients", tuple("change" if s.changes_gradients else "unchanged" for s in rows), right=False),
+        ),
+        styles=(("change", "yellow"),),
+    )
+
+
+def next_lines(upgrades: Sequence[Upgrade], budget: Budget) -> Iterator[str]:
+    """Yield, for each better plan, what it is and how many more bytes the budget would need."""
+    for upgrade in upgrades:
+        more = upgrade.bytes - budget.bytes
+        if more > 0:
+            yield f"Next: {upgrade.what}: {size(more)} more, a budget of {size(upgrade.bytes)}."
+        else:
+            yield f"Next: {upgrade.what}: needs {size(upgrade.bytes)}."
+    if not upgrades:
+        yield "Next: a larger budget gives no more blocks."
+
+
+def changes(savings: Iterable[Saving], plan: Plan) -> tuple[str, str]:
+    """Return the treatments that leave the gradients as they are, and those that change them, in words."""
+    changing = {name for name in plan.treatments if name in TREATMENTS and not TREATMENTS[name].lossless}
+    for saving in savings:
+        if saving.changes_gradients:
+            changing.update(saving.treatment.split(" and "))
+    exact = [name for name in plan.treatments if name not in changing]
+    other = [name for name in plan.treatments if name in changing]
+    return ", ".join(exact) or "none", ", ".join(other) or "none"
+
+
+def title(text: str, style: str = "bold") -> Paragraph:
+    """Return a heading."""
+    return paragraph(text, style=style)
+
+
+def paragraph(text: str, *, indent: int = 0, style: str = "") -> Paragraph:
+    """Return text that wraps."""
+    return Paragraph(Text(text, style=style), indent)
+
+
+def notes_report(notes: Iterable[str]) -> RenderableType:
+    """Return notes as they stand under a report; nothing where there is none."""
+    return Group(*remarks("note", notes))
+
+
+def remarks(word: str, sentences: Iterable[str]) -> list[RenderableType]:
+    """Return sentences under an empty line, each behind a word; nothing where there is none."""
+    lines: list[RenderableType] = [paragraph(f"{word}: {sentence}") for sentence in sentences]
+    return [Text(), *lines] if lines else []
+
+
+def _facts_of(planned: Planned) -> Iterator[str]:
+    plan, footprint, stock = planned.plan, planned.footprint, planned.stock
+    quantity, budget = QUANTITIES[planned.budget.of], planned.budget.bytes
+    yield f"predicted {quantity} {size(planned.bytes)} of {size(budget)}, {size(planned.margin_bytes)} to spare"
+    peaks = "the peak is" if planned.budget.of == "peak" else f"the step peaks at {size(footprint.peak_bytes)},"
+    yield f"{peaks} in {place(footprint.peak)}; stock full peaks at {size(stock.peak_bytes)}"
+    exact, other = changes(planned.savings, plan)
+    yield f"savings with unchanged gradients: {exact}"
+    yield f"savings that change gradients: {other}"
+    yield from step_lines(plan)
+    share = f"{elements(footprint.trained_parameters)} of {elements(footprint.parameters)} parameters"
+    yield f"trains {share}; {_flops(footprint, stock)}"
+
+
+def step_lines(plan: Plan) -> Iterator[str]:
+    """Yield what is done to the step as a whole."""
+    if plan.microbatch is not None:
+        samples = count(plan.microbatch.samples, "sample")
+        yield f"the frozen part, up to {plan.microbatch.boundary}, runs {samples} at a time"
+    if plan.fused_update:
+        yield "the optimizer updates during the backward"
+
+
+def _flops(footprint: Footprint, stock: Footprint) -> str:
+    own, full = (each.flops_forward + each.flops_backward for each in (footprint, stock))
+    share = f", {own / full:.2f} times stock full's" if full else ""
+    return f"{flops(own)}FLOPs a step{share}"
+
+
+def _price(row: PlannedSegment) -> str:
+    if row.price is None:
+        return ""
+    return "norms, activations" if row.price == 0 else f"<= {row.price:g} FLOPs/B" if row.price < 1e6 else "all"
+
+
+def _rows(segments: Sequence[PlannedSegment]) -> Iterator[PlannedSegment]:
+    """Yield the segments, with runs of equally treated frozen ones as one."""
+    run: list[PlannedSegment] = []
+    for segment in segments:
+        if run and (segment.trained or segment.treatments != run[0].treatments):
+            yield _joined(run)
+            run = []
+        if segment.trained:
+            yield segment
+        else:
+            run.append(segment)
+    if run:
+        yield _joined(run)
+
+
+def _joined(run: Sequence[PlannedSegment]) -> PlannedSegment:
+    first = run[0]
+    if len(run) == 1:
+        return first
+    name = f"{first.name} to {run[-1].name}"
+    return PlannedSegment(name, "", False, first.treatments, None, sum(each.kept_bytes for each in run))
