@@ -97,7 +97,7 @@ def measured_rows(model: str, wanted: Sequence[tuple[str, str]], batch_size: int
     import torch
 
     import memplan
-    from memplan.analysis import implementation_of
+    from memplan.setting import implementation_of
     from memplan.memory import price
     from memplan.methods import METHODS
     from memplan.steps import PlannedStep, Steps, choose_trained

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from memplan.results import Analysis, Front, Planned, Verification
     from memplan.tracing.record import StepRecord, trace
     from memplan.transform.apply import plan_of
+    from memplan.transform.measure import measured_peak
     from memplan.verification import verify
 
 _HOMES = {
     "analyze": "memplan.analysis",
     "apply": "memplan.application",
     "load_plan": "memplan.application",
+    "measured_peak": "memplan.transform.measure",
     "optimizer": "memplan.application",
     "pareto": "memplan.front",
     "plan": "memplan.planning",
@@ -78,6 +80,7 @@ __all__ = [
     "analyze",
     "apply",
     "load_plan",
+    "measured_peak",
     "optimizer",
     "pareto",
     "plan",

@@ -6,21 +6,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from memplan.errors import UsageError, did_you_mean
-from memplan.memory import Implementation, price
+from memplan.errors import BudgetError, UsageError, did_you_mean
+from memplan.memory import price
 from memplan.memory.accounting import ACCOUNTINGS, account
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import METHODS, Method, method_named
-from memplan.results import Analysis, MethodFootprint, Setting
+from memplan.planner.records import Budget
+from memplan.planner.terms import terms_of
+from memplan.planning import Request, planned_for
+from memplan.results import Analysis, MethodFootprint, Planned
+from memplan.setting import RUNNERS, budget_in_bytes, implementation_of, setting_of
 from memplan.steps import Steps
-from memplan.subject import Subject, first_batch, shapes, subject_of
-from memplan.units import format_bytes, parse_bytes
+from memplan.subject import Subject, subject_of
+from memplan.units import format_bytes
 
 if TYPE_CHECKING:
     from torch import nn
-
-#: Who runs the step: PyTorch as it is, or what ``memplan.apply`` gives.
-RUNNERS: Final = ("stock", "memplan")
 
 #: Values of k that are shown where several are.
 SHOWN_K: Final = (1, 3, 5)
@@ -38,6 +39,7 @@ def analyze(
     treatments: Sequence[str] = (),
     accounting: str | None = None,
     budget: int | str | None = None,
+    suggest: bool = False,
     device: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
     **subject: Any,
@@ -58,6 +60,7 @@ def analyze(
         treatments: further treatments of all layers under memplan's runner, such as ``frozen-int8``.
         accounting: a published way to count beside the real bytes: ``tinytl`` or ``mobiletl``.
         budget: bytes, or text such as ``"64MB"``, that the allocator's peak must not exceed.
+        suggest: whether the best plan for the budget is looked for too, as :func:`memplan.plan` does.
         device: where the step would run; by default where the model is, the CPU for a spec.
         progress: told what is being done, for whoever shows it.
         **subject: ``batch_size``, ``input_shape``, ``classes``, ``dtype``, ``weights``, ``training``, ``amp``,
@@ -112,47 +115,24 @@ def analyze(
         )
     seconds = time.perf_counter() - started
     notes = tuple(dict.fromkeys(_notes(about, steps, rows)))
-    return Analysis(setting, steps.blocks, budget_bytes, tuple(rows), seconds, notes)
+    suggestion, reason = None, None
+    if suggest and budget_bytes is not None:
+        request = Request(
+            Budget(budget_bytes),
+            terms_of(),
+            optimizer=optimizer,
+            foreach=foreach,
+            runner="stock" if runner == "stock" else "memplan",
+        )
+        suggestion, reason = _suggested(steps, request, progress)
+    return Analysis(setting, steps.blocks, budget_bytes, tuple(rows), seconds, notes, suggestion, reason)
 
 
-def implementation_of(foreach: bool | None, device: str) -> Implementation:
-    """Return how PyTorch's optimizers update by default on ``device``, or as ``foreach`` asks."""
-    if foreach is None:
-        return "loop" if device == "cpu" else "foreach"
-    return "foreach" if foreach else "loop"
-
-
-def setting_of(subject: Subject, steps: Steps, optimizer: str, implementation: Implementation) -> Setting:
-    """Return the record of what is analysed and how its step runs."""
-    from memplan.tracing.record import machine_of
-
-    module, args, kwargs = steps.model.module, steps.model.args, steps.model.kwargs
-    floats = [tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()]
-    return Setting(
-        model=subject.name,
-        origin=subject.origin,
-        batch_size=first_batch(args, kwargs),
-        inputs=shapes(args, kwargs),
-        dtype=str(floats[0]).removeprefix("torch.") if floats else "",
-        amp=subject.amp,
-        training=module.training,
-        optimizer=optimizer,
-        implementation=implementation,
-        machine=machine_of(steps.model.device),
-    )
-
-
-def budget_in_bytes(budget: int | str | None) -> int | None:
-    """Return a budget given as text or as a number of bytes.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    if budget is None or isinstance(budget, str):
-        return None if budget is None else parse_bytes(budget)
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise UsageError(f"a budget is a positive number of bytes or text such as '64MB', not {budget!r}")
-    return budget
+def _suggested(steps: Steps, request: Request, progress: Callable[[str], None]) -> tuple[Planned | None, str | None]:
+    try:
+        return planned_for(steps, request, progress), None
+    except BudgetError as error:
+        return None, str(error)
 
 
 def _rows(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from memplan.analysis import RUNNERS, budget_in_bytes, implementation_of, setting_of
 from memplan.errors import BudgetError, UsageError, did_you_mean
 from memplan.flags import planned_by_flags
 from memplan.memory.optimizers import optimizer_rule
@@ -20,6 +19,7 @@ from memplan.planner.terms import Terms, flops_limit, terms_of
 from memplan.reasons import not_enough, savings_of, segments_of, upgrades_of
 from memplan.rehearsal import Rehearsal
 from memplan.results import Planned, SearchReport
+from memplan.setting import RUNNERS, budget_in_bytes, implementation_of, setting_of
 from memplan.steps import Steps
 from memplan.subject import Subject, first_batch, subject_of
 

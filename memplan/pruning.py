@@ -9,7 +9,6 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from memplan.analysis import implementation_of, setting_of
 from memplan.errors import AnalysisError, BudgetError, UsageError, did_you_mean
 from memplan.methods import METHODS, Plan
 from memplan.methods.pruning import Importance, lost, lowest, pruned_group
@@ -18,6 +17,7 @@ from memplan.planner.pruning import prunable
 from memplan.planner.shrink import End, Room, Shrunk, rooms_of, shrink
 from memplan.planning import measured_importance
 from memplan.results import Bottleneck, PruneResult, ShrunkGroup
+from memplan.setting import implementation_of, setting_of
 from memplan.steps import Steps
 from memplan.subject import subject_of
 from memplan.units import BYTES_PER_UNIT, format_bytes, parse_bytes
@@ -92,6 +92,8 @@ def prune(
     step = steps.step(METHODS["last"])
     count = counting_of(cast(CountingName, counting), step, setting.batch_size or 1, setting.implementation)
     before = count.counted(step)
+    if not before.peak_bytes:
+        raise AnalysisError(f"{about.name} has no layer that {counting} counts; use --counting real")
     limit = _target_bytes(target, before.peak_bytes, counting)
 
     from memplan.graph.channels.groups import channel_groups

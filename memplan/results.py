@@ -59,6 +59,7 @@ class Analysis:
     """What each method needs on one model, in the order asked for.
 
     ``notes`` says what was assumed or left out, one sentence each; ``seconds`` is the time that recording took.
+    ``suggestion`` is the best plan for the budget, if one was looked for; ``no_suggestion`` says why there is none.
     """
 
     setting: Setting
@@ -67,11 +68,14 @@ class Analysis:
     methods: tuple[MethodFootprint, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    suggestion: Planned | None = None
+    no_suggestion: str | None = None
 
     @property
     def fits(self) -> bool:
-        """Whether a method fits the budget, or no budget was given."""
-        return self.budget_bytes is None or any(method.fits for method in self.methods)
+        """Whether a method or the suggested plan fits the budget, or no budget was given."""
+        fitting = self.suggestion is not None or any(method.fits for method in self.methods)
+        return self.budget_bytes is None or fitting
 
     @property
     def unpriced(self) -> tuple[str, ...]:

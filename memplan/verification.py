@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from memplan.analysis import RUNNERS, budget_in_bytes, implementation_of, runners_of, setting_of
+from memplan.analysis import runners_of
 from memplan.errors import AnalysisError, UsageError, did_you_mean
 from memplan.memory import Footprint, Implementation, price
 from memplan.memory.optimizers import optimizer_rule
@@ -14,6 +14,7 @@ from memplan.methods import Plan, method_named
 from memplan.planner.costs import Quantity, quantity_of
 from memplan.planner.records import Budget
 from memplan.results import MeasuredStep, Verification
+from memplan.setting import RUNNERS, budget_in_bytes, implementation_of, setting_of
 from memplan.steps import RunnerStep, Steps, choose_trained
 from memplan.subject import AMP_DTYPES, subject_of
 

@@ -82,13 +82,13 @@ def apply(
     with quiet(switches), progress_line() as progress:
         import torch
 
-        from memplan.analysis import implementation_of, setting_of
         from memplan.application import planned_by
         from memplan.memory import price
         from memplan.methods import METHODS
         from memplan.methods.plan import plan_to_json
         from memplan.reports.files import write_folder
         from memplan.results import MethodFootprint
+        from memplan.setting import implementation_of, setting_of
         from memplan.steps import PlannedStep, Steps
         from memplan.subject import subject_of
         from memplan.transform.apply import apply_

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 DEFAULT_METHODS: Final = ("full", "top-k", "last", "lossless", "mobiletl", "tinytl-bias", "tune")
 
 
+#: The same beside the plan for a budget.
+METHODS_FOR_A_BUDGET: Final = ("full", "last", "lossless", "mobiletl", "tinytl-bias")
+
+
 @click.group(
     name="memplan", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
@@ -103,14 +107,21 @@ def analyze(
     check_output(json_file)
     if top is not None and top < 0:
         raise UsageError(f"--top must be 0 or more, not {top}")
-    chosen = "all" if "all" in methods else methods or DEFAULT_METHODS
+    usual = DEFAULT_METHODS if options["budget"] is None else METHODS_FOR_A_BUDGET
+    chosen = "all" if "all" in methods else methods or usual
     check_k(k, chosen)
     check_runner(options["runner"], chosen)
     with quiet(switches), progress_line() as progress:
         from memplan.analysis import analyze as analyze_model
 
         analysis: Analysis = analyze_model(
-            model, methods=chosen, k=k or None, treatments=treatments, progress=progress, **subject_options(options)
+            model,
+            methods=chosen,
+            k=k or None,
+            treatments=treatments,
+            suggest=options["budget"] is not None,
+            progress=progress,
+            **subject_options(options),
         )
     if json_file is not None:
         from memplan.reports.machine import analysis_to_json, to_text
@@ -120,6 +131,10 @@ def analyze(
         from memplan.reports.console import analysis_report
 
         print_report(analysis_report(analysis, top=top, sort=sort))
+        if analysis.suggestion is not None or analysis.no_suggestion is not None:
+            from memplan.reports.plan import suggestion_report
+
+            print_report(suggestion_report(analysis, model))
     if strict and analysis.unpriced:
         raise AnalysisError(f"--strict: not priced: {'; '.join(analysis.unpriced)}")
     if strict and analysis.untreated:

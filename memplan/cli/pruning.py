@@ -33,7 +33,7 @@ def _countings() -> Iterable[str]:
     help="A layer's input and output for one sample, or the allocator's peak of a step.",
 )
 @click.option("--round-to", type=Whole(), default=8, show_default=True, help="Channels are kept in multiples of this.")
-@click.option("--max-prune", type=Share(), help="Of a layer's channels that may go, such as 0.5.  [default: all but 8]")
+@click.option("--max-prune", type=Share(), help="Of a layer's channels that may go, such as 0.5.")
 @click.option(
     "--importance",
     type=_Importance("importance", lambda: IMPORTANCES),

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from memplan.memory import Footprint, Peak, Timeline
 from memplan.memory.accounting import Accounted
-from memplan.results import Analysis, MethodFootprint, Setting, Verification
+from memplan.results import Analysis, MethodFootprint, Planned, Setting, Verification
 
 ANALYSIS_SCHEMA: Final = "memplan.analysis/1"
 VERIFICATION_SCHEMA: Final = "memplan.verification/1"
@@ -32,9 +32,26 @@ def analysis_to_json(analysis: Analysis, version: str) -> dict[str, Any]:
         "recording_seconds": round(analysis.seconds, 3),
         "blocks": [{"index": block.index, "path": block.path, "type": block.type} for block in analysis.blocks],
         "methods": [_method(method) for method in analysis.methods],
+        "suggestion": None if analysis.suggestion is None else _suggestion(analysis.suggestion),
+        "no_suggestion": analysis.no_suggestion,
         "notes": list(analysis.notes),
         "unpriced": list(analysis.unpriced),
         "untreated": list(analysis.untreated),
+    }
+
+
+def _suggestion(planned: Planned) -> dict[str, Any]:
+    plan = planned.plan
+    return {
+        "k": plan.k,
+        "trained_parameters": planned.footprint.trained_parameters,
+        "peak_bytes": planned.bytes,
+        "margin_bytes": planned.margin_bytes,
+        "gradients": plan.gradients,
+        "treatments": list(plan.treatments),
+        "prefix_samples": None if plan.microbatch is None else plan.microbatch.samples,
+        "flops": planned.footprint.flops_forward + planned.footprint.flops_backward,
+        "next": [{"what": upgrade.what, "bytes": upgrade.bytes} for upgrade in planned.next],
     }
 
 

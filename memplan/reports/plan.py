@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from memplan.planner.records import Budget, Upgrade
 from memplan.reports.console import place
 from memplan.reports.layout import Column, Columns, Paragraph
 from memplan.reports.sizes import count, elements, flops, size, unit_for
-from memplan.results import Planned, PlannedSegment, Saving, Setting
+from memplan.results import Analysis, Planned, PlannedSegment, Saving, Setting
 from memplan.units import format_bytes
 
 #: What a budget is on, in words.
@@ -197,6 +198,35 @@ def title(text: str, style: str = "bold") -> Paragraph:
 def paragraph(text: str, *, indent: int = 0, style: str = "") -> Paragraph:
     """Return text that wraps."""
     return Paragraph(Text(text, style=style), indent)
+
+
+def suggestion_report(analysis: Analysis, spec: str) -> RenderableType:
+    """Return what stands under an analysis with a budget: the best plan in a few lines, or why there is none."""
+    planned = analysis.suggestion
+    if planned is None:
+        assert analysis.no_suggestion is not None
+        return Group(Text(), paragraph(f"No plan: {analysis.no_suggestion}"))
+    budget = size(planned.budget.bytes)
+    trains = what_trains(planned.plan.k, len(planned.blocks), planned.segments)
+    exact, other = changes(planned.savings, planned.plan)
+    return Group(
+        Text(),
+        title(f"Best plan in {budget}: {trains}", "bold green"),
+        paragraph(f"predicted peak {size(planned.bytes)} of {budget}; gradients {planned.plan.gradients}", indent=2),
+        paragraph(f"savings with unchanged gradients: {exact}", indent=2),
+        paragraph(f"savings that change gradients: {other}", indent=2),
+        *(paragraph(text, indent=2) for text in step_lines(planned.plan)),
+        *(paragraph(text, indent=2) for text in next_lines(planned.next, planned.budget)),
+        paragraph(f"Next: memplan plan {shlex.quote(spec)} --budget {_typed(planned.budget.bytes)} --out plan.json"),
+    )
+
+
+def _typed(size_bytes: int) -> str:
+    """Return a size as one would type it."""
+    for unit, scale in (("MiB", 2**20), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if not size_bytes % scale:
+            return f"{size_bytes // scale}{unit}"
+    return str(size_bytes)
 
 
 def notes_report(notes: Iterable[str]) -> RenderableType:

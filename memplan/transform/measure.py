@@ -73,6 +73,33 @@ def measure(
     return Measurement(saved_bytes, tuple(peaks))
 
 
+def measured_peak(
+    step: Callable[[], Any],
+    model: torch.nn.Module,
+    inputs: Any = (),
+    optimizer: torch.optim.Optimizer | None = None,
+) -> int:
+    """Return the peak of the second of two calls of ``step``, in bytes, as the allocator sees it.
+
+    On the CPU the profiler listens to the allocator's events. What exists before is added: the parameters, buffers and
+    gradients of ``model``, the tensors in ``inputs``, and the optimizer's state.
+
+    Args:
+        step: one training step, from zeroed gradients to the update.
+        model: what it trains.
+        inputs: the batch: a tensor, or tensors in tuples, lists and dicts.
+        optimizer: who updates, if it has state already.
+    """
+    device = next((tensor.device.type for tensor in model.parameters()), "cpu")
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    state = [] if optimizer is None else list(optimizer.state.values())
+    held = [leaf for leaf in pytree.tree_leaves((inputs, gradients, state)) if isinstance(leaf, torch.Tensor)]
+    gc.collect()
+    with uncollected():
+        peaks = _cuda_peaks(step, 2) if device == "cuda" else _cpu_peaks(step, 2, _bytes(model, tuple(held), {}))
+        return list(peaks)[-1]
+
+
 def optimizer_of(
     name: str, parameters: Sequence[torch.Tensor], implementation: Implementation
 ) -> torch.optim.Optimizer:
