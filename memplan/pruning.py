@@ -89,11 +89,11 @@ def prune(
     steps = Steps(about, device)
     setting = setting_of(about, steps, "sgd", implementation_of(None, steps.model.device.type))
     progress(f"recording {about.name}: stock last")
-    step = steps.step(METHODS["last"])
+    step, headless = _forward_of(steps, counting)
     count = counting_of(cast(CountingName, counting), step, setting.batch_size or 1, setting.implementation)
     before = count.counted(step)
     if not before.peak_bytes:
-        raise AnalysisError(f"{about.name} has no layer that {counting} counts; use --counting real")
+        raise AnalysisError(f"{about.name} has no layer that {counting} counts; nothing can be pruned")
     limit = _target_bytes(target, before.peak_bytes, counting)
 
     from memplan.graph.channels.groups import channel_groups
@@ -105,7 +105,8 @@ def prune(
     measured, notes = measured_importance(about, free, importance, calibration)
     entering = _Entering(count, groups)
     progress(f"shrinking {about.name}")
-    found = shrink(rooms, needs_of(count, step, groups), entering, measured, limit)
+    proportional = counting == "tinytl"
+    found = shrink(rooms, needs_of(count, step, groups), entering, measured, limit, proportional=proportional)
     if not found.reached:
         raise BudgetError(_not_enough(about.name, found, rooms, count, entering, f"{_size(limit)}{_per(counting)}"))
     plan = _plan_of(steps, step, free, found, measured)
@@ -133,9 +134,27 @@ def prune(
         groups_measured=len(measured.shares),
         bottlenecks=tuple(Bottleneck(count.layer(stage.place), stage.peak_bytes) for stage in found.stages),
         plan=plan,
-        notes=(*notes, *_notes(measured)),
+        notes=(*headless, *notes, *_notes(measured)),
         seconds=time.perf_counter() - started,
     )
+
+
+def _forward_of(steps: Steps, counting: str) -> tuple[StepGraph, tuple[str, ...]]:
+    """Return the step in which the head alone trains; of a model without one, in which everything does, and a note.
+
+    Raises:
+        AnalysisError: the allocator's peak is asked for of a model without a head; or the step cannot be recorded.
+    """
+    _ = steps.blocks  # recorded first, so that what fails below is the choice of what trains
+    try:
+        steps.trained(METHODS["last"])
+    except AnalysisError as error:
+        if counting == "real":
+            raise AnalysisError(
+                f"{steps.subject.name} has no head that could train alone; use --counting tinytl"
+            ) from error
+        return steps.step(METHODS["full"]), ("the model has no head: all its parameters count four bytes",)
+    return steps.step(METHODS["last"]), ()
 
 
 class _Entering:

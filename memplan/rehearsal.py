@@ -17,7 +17,7 @@ from memplan.methods import METHODS, Plan
 from memplan.methods.cut import ScheduledOp
 from memplan.methods.lean import INT8_LAYERS, with_everywhere
 from memplan.methods.treatments import treatment_named
-from memplan.planner.assembly import assembled, scheduled
+from memplan.planner.assembly import assembled, first_use, scheduled
 from memplan.planner.costs import Quantity, StepCosts, quantity_of, step_costs
 from memplan.planner.options import PLAIN, Choice, Option
 from memplan.planner.pruning import PruningSteps
@@ -127,10 +127,12 @@ class Rehearsal:
     def plain(self) -> Table:
         """What the segments cost as stock PyTorch runs them, trained or frozen."""
         blocks = range(1, len(self.stock.blocks) + 1)
+        alone = self._costs(self._alone)
         return Table(
             rule=self._rule,
             trained={(PLAIN, 0): self._costs(self.stock)},
-            frozen={0: self._frozen_costs(self._alone)},
+            frozen={0: alone[self._implementation]},
+            alone={0: alone},
             handed=self._handed(),
             approximated=tuple(index in blocks for index in range(self.count)),
         )
@@ -165,10 +167,14 @@ class Rehearsal:
                 self._progress(f"pricing {' and '.join(option.treatments) or 'the plain step'}, pruned")
                 recorded = self.stock if option == PLAIN else self._recorded[option]
                 found[option, step] = self._costs(resized(recorded, pruning.groups, counts))
-        frozen = {
-            step: self._frozen_costs(resized(self._alone, pruning.groups, counts)) for step, counts in kept.items()
-        }
-        return replace(table.with_ways(found), frozen={**table.frozen, **frozen}, importance=pruning.lost)
+        alone = {step: self._costs(resized(self._alone, pruning.groups, counts)) for step, counts in kept.items()}
+        frozen = {step: costs[self._implementation] for step, costs in alone.items()}
+        return replace(
+            table.with_ways(found),
+            frozen={**table.frozen, **frozen},
+            alone={**table.alone, **alone},
+            importance=pruning.lost,
+        )
 
     def _unscheduled_of(self, option: Option) -> tuple[Plan, StepGraph]:
         """Return the plan of an option for all segments, and its step with nothing recomputed."""
@@ -181,9 +187,6 @@ class Rehearsal:
     def _costs(self, step: StepGraph) -> Costs:
         how: tuple[Implementation, ...] = (self._implementation, "in-backward")
         return {each: step_costs(step, self._rule, each, self._quantity) for each in how}
-
-    def _frozen_costs(self, step: StepGraph) -> StepCosts:
-        return step_costs(step, self._rule, self._implementation, self._quantity)
 
     @cached_property
     def _alone(self) -> StepGraph:
@@ -237,7 +240,7 @@ class Rehearsal:
         footprint = price(step, self._optimizer, how)
         measured = Measured(
             bytes=quantity_of(footprint, self._quantity),
-            in_prefix=footprint.peak.moment < Segments(step).starts[first],
+            in_prefix=footprint.peak.moment < first_use(step, plan.trained),
             split=split,
         )
         return Rehearsed(plan, step, footprint, how, measured)

@@ -28,7 +28,7 @@ def assembled(stock: StepGraph, choice: Choice, trained: Collection[str], *, nam
     """
     segments = Segments(stock)
     first = segments.count - len(choice.options)
-    below = _first_use(stock, trained)
+    below = first_use(stock, trained)
     structure = Structure(stock, start_op=below)
     options = dict(enumerate(choice.options, first))
     approximated = [
@@ -97,7 +97,7 @@ def _masked(structure: Structure, segments: Segments, options: Mapping[int, Opti
     return frozenset(found)
 
 
-def _first_use(graph: StepGraph, trained: Collection[str]) -> int:
+def first_use(graph: StepGraph, trained: Collection[str]) -> int:
     """Return the first forward op that reads a parameter that trains."""
     storages = {parameter.storage for parameter in graph.parameters if parameter.name in trained}
     reading = (

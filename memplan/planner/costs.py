@@ -142,28 +142,35 @@ def _most(
 
 
 def _without_what_is_handed_down(graph: StepGraph, segments: Segments, alive: Sequence[int]) -> list[int]:
-    """Return what is alive at each op without what its segment's backward makes for lower segments alone."""
+    """Return what is alive at each op without what is made and held in its segment's backward for lower segments alone.
+
+    A gradient that only these need is not made, and one that came from above is held no longer than the rest needs it.
+    """
     storages = graph.storages
-    needed: set[tuple[int, int]] = set()
+    last: dict[tuple[int, int], int] = {}  # for a storage and a segment, the last op there that needs it
+    ranges: dict[int, range] = {}
     for op in reversed(graph.ops):
+        if op.phase != "backward":
+            break
         here = segments.of_op[op.index]
+        ranges[here] = range(op.index, ranges[here].stop if here in ranges else op.index + 1)
         made = [view.storage for view in op.outputs if view is not None]
-        if (
-            op.phase != "backward"
-            or not made
-            or any(storages[storage].role != "activation" or (storage, here) in needed for storage in made)
-        ):
-            needed.update((view.storage, here) for view in op.inputs)
-    ends = {segments.of_op[op.index]: op.index for op in graph.ops}
+        if not made or any(storages[each].role != "activation" or (each, here) in last for each in made):
+            for view in op.inputs:
+                last.setdefault((view.storage, here), op.index)
+    backward = graph.phase_ops("backward").start
     change = [0] * (len(graph.ops) + 1)
     for storage in storages:
-        if storage.role != "activation" or not 0 <= storage.born < len(graph.ops):
+        if storage.role != "activation" or storage.born < backward:
             continue
-        here = segments.of_op[storage.born]
-        if graph.ops[storage.born].phase == "backward" and (storage.index, here) not in needed:
-            change[storage.born] += storage.bytes
-            # Below, it is there in any case.
-            change[min(storage.last, ends[here]) + 1] -= storage.bytes
+        highest, lowest = (segments.of_op[min(index, len(graph.ops) - 1)] for index in (storage.born, storage.last))
+        for here in range(highest, lowest - 1, -1):
+            ops = ranges.get(here, range(0))
+            start = max(last.get((storage.index, here), -1) + 1, storage.born, ops.start)
+            stop = min(storage.last + 1, ops.stop)
+            if start < stop:
+                change[start] += storage.bytes
+                change[stop] -= storage.bytes
     return [total - gone for total, gone in zip(alive, accumulate(change), strict=False)]
 
 

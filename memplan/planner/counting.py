@@ -78,13 +78,12 @@ class LayerTemps:
     def counted(self, step: StepGraph) -> Counted:
         """Return the largest need of a layer, and TinyTL's sum."""
         accounted = account(step, "tinytl")
-        needs = self._needs(accounted)
-        place = needs.index(max(needs))
+        peak, place = max(((need, -place) for place, need in enumerate(self._needs(accounted))), default=(0, 0))
         return Counted(
-            peak_bytes=needs[place],
-            peak_layer=self._paths[place],
+            peak_bytes=peak,
+            peak_layer=self._paths[-place] if peak else "",
             parameters=_parameters(step),
-            total_bytes=accounted.parameter_bytes + self._samples * needs[place],
+            total_bytes=accounted.parameter_bytes + self._samples * peak,
         )
 
 

@@ -26,12 +26,12 @@ RESERVE: Final = 50_000
 
 
 def least_budget(recorded_bytes: int) -> int:
-    """Return the smallest budget that a recorded step of so many bytes is sure to fit.
+    """Return the smallest budget that a recorded step of so many bytes fits.
 
-    >>> least_budget(49_999)
-    50000
+    >>> least_budget(49_999), least_budget(50_000)
+    (49999, 50001)
     """
-    return -(-recorded_bytes * RESERVE // (RESERVE - 1))
+    return recorded_bytes + (recorded_bytes - 1) // (RESERVE - 1)
 
 
 @dataclass(frozen=True, slots=True)

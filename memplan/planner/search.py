@@ -105,10 +105,11 @@ class Search:
         """Return the choice with the least bytes, and the bytes of its recorded step."""
         depths = range(self.wanted.least_depth, self.wanted.most_depth + 1)
         least = [self._solved(depth, None) for depth in depths]
-        tried = sorted((each for each in least if each is not None), key=lambda each: each.bytes)[:_MOST_SMALLEST]
-        measured = [(self._recorded(each.choice).bytes, position) for position, each in enumerate(tried)]
-        size, position = min(measured)
-        return tried[position].choice, size
+        likely = sorted((each for each in least if each is not None), key=lambda each: each.bytes)[:_MOST_SMALLEST]
+        # Where the frozen part's end is, and so what its parts are gathered in, the model knows but roughly.
+        choices = [each.choice for each in likely]
+        choices += [replace(choice, samples=None) for choice in choices if choice.samples is not None]
+        return min(((choice, self._recorded(choice).bytes) for choice in choices), key=lambda each: each[1])
 
     def within(self, least_depth: int, most_depth: int) -> Search:
         """Return the same search at other depths."""
@@ -225,13 +226,20 @@ class Search:
         )
 
     def _samples(self, depth: int, room: int | None, *, fused: bool) -> int:
-        """Return how many samples the frozen part takes at a time: as many as there is room for, or one; 0 if none."""
+        """Return how many samples the frozen part takes at a time: as many as there is room for; 0 if none.
+
+        Without a room it is one, or the whole batch where parts would need more to be gathered in.
+        """
         batch = self.wanted.batch
         if depth == self.table.count or not self.wanted.split or batch < 2 or depth in self._unsplit:
             return batch
-        if room is None:
-            return 1
         how = self.how(fused=fused)
+        if room is None:
+            single, whole = (
+                self.table.frozen_bytes(depth, how, samples / batch, self._extra.get((depth, part), 0))
+                for samples, part in ((1, 1), (batch, None))
+            )
+            return 1 if single < whole else batch
         for samples in range(batch, 0, -1):
             extra = self._extra.get((depth, None if samples == batch else samples), 0)
             if self.table.frozen_bytes(depth, how, samples / batch, extra) <= room:

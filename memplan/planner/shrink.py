@@ -101,19 +101,72 @@ class Shrunk:
     reached: bool
 
 
-def shrink(rooms: Sequence[Room], needs: Needs, entering: Entering, importance: Importance, target: int) -> Shrunk:
+class Proportional:
+    """Needs that every group lowers on its own, in proportion to its channels: one look at each group, not each turn.
+
+    That holds for sums of layers' inputs and outputs where no value has the channels of two groups on two axes.
+    """
+
+    def __init__(self, needs: Needs, rooms: Sequence[Room]) -> None:
+        self._needs = needs
+        self._rooms = {room.name: room for room in rooms}
+        self._whole = needs({})
+        self._slopes: dict[str, tuple[tuple[int, int], ...]] = {}
+
+    def __call__(self, kept: Mapping[str, int]) -> Sequence[int]:
+        """Return the needs in which each group's share is that of its first multiple."""
+        found = list(self._whole)
+        for name, count in kept.items():
+            room = self._rooms[name]
+            looked_at = room.channels - (room.below(room.channels) or room.least)
+            for place, lowered in self._slope(room):
+                found[place] -= lowered * (room.channels - count) // looked_at
+        return found
+
+    def _slope(self, room: Room) -> tuple[tuple[int, int], ...]:
+        """Return by how much the needs are lower without the first multiple of a group, where they are."""
+        if room.name not in self._slopes:
+            fewer = self._needs({room.name: room.below(room.channels) or room.least})
+            pairs = enumerate(zip(self._whole, fewer, strict=True))
+            self._slopes[room.name] = tuple((place, whole - less) for place, (whole, less) in pairs if whole != less)
+        return self._slopes[room.name]
+
+
+def shrink(
+    rooms: Sequence[Room],
+    needs: Needs,
+    entering: Entering,
+    importance: Importance,
+    target: int,
+    *,
+    proportional: bool = False,
+) -> Shrunk:
     """Return the groups shrunk until no place needs more than ``target`` bytes.
 
     At each turn the place that needs most is looked at, the first of equals. Of the groups that enter it the one goes
     down by a multiple that lowers this need most for the importance that is lost; of equals the one that lowers it
     most, then the first. Where none of these can shrink, as when parameters set the peak, all groups are looked at.
+
+    With ``proportional`` needs are taken to be so on the way; if they turn out not to be at its end, they are asked for
+    at each turn.
     """
     by_name = {room.name: room for room in rooms}
     least = {room.name: room.least for room in rooms if room.least < room.channels}
     floor = needs(least)
     if max(floor) > target:
         return Shrunk(least, (), max(floor), _largest(floor), reached=False)
-    lost = {name: _lost(importance, by_name[name]) for name in least}
+    if proportional:
+        guess = Proportional(needs, rooms)
+        found = _shrunk(by_name, guess, entering, importance, target)
+        if list(guess(found.kept)) == list(needs(found.kept)):
+            return found
+    return _shrunk(by_name, needs, entering, importance, target)
+
+
+def _shrunk(
+    by_name: Mapping[str, Room], needs: Needs, entering: Entering, importance: Importance, target: int
+) -> Shrunk:
+    lost = {name: _lost(importance, room) for name, room in by_name.items() if room.least < room.channels}
     kept: dict[str, int] = {}
     now = needs(kept)
     stages: list[Stage] = []

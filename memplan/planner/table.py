@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from memplan.memory.optimizers import Implementation, OptimizerRule
-from memplan.planner.costs import SegmentCost, StepCosts
+from memplan.planner.costs import StepCosts
 from memplan.planner.instance import Candidate, Instance, undominated
 from memplan.planner.options import PLAIN, Option
 
@@ -21,7 +21,8 @@ class Table:
 
     ``trained`` has, for each way and each implementation of the optimizer, the step in which everything trains;
     ``frozen``, for each step of pruning, the one in which the head alone does. ``importance`` is what a step of pruning
-    costs each segment. ``handed`` are the bytes that each segment is handed by the one below.
+    costs each segment. ``alone`` is ``frozen`` for each implementation: at depth 1 the highest segment trains in part,
+    as it does there. ``handed`` are the bytes that each segment is handed by the one below.
     """
 
     rule: OptimizerRule
@@ -29,6 +30,7 @@ class Table:
     frozen: Mapping[int, StepCosts]
     handed: tuple[int, ...]
     importance: tuple[tuple[float, ...], ...] = ()
+    alone: Mapping[int, Mapping[Implementation, StepCosts]] = field(default_factory=dict)
     approximated: tuple[bool, ...] = ()
 
     @property
@@ -54,17 +56,9 @@ class Table:
             extra: bytes that these need beyond the proportion, as a recorded step has shown.
             flops_limit: of forward and backward.
         """
-        first = self.count - depth
-        whole = self.handed[first] if share < 1 else 0
-        frozen = [
-            undominated([self._frozen(segment, level, share, whole + extra) for level in self.frozen])
-            for segment in range(first)
-        ]
-        trained = [
-            undominated([self._candidate(segment, way, implementation, first) for way in self.trained])
-            for segment in range(first, self.count)
-        ]
-        return self._instance(depth, implementation, (*frozen, *trained), flops_limit)
+        whole = extra + self._whole(depth, share)
+        rows = [undominated(self._ways(segment, depth, implementation, share, whole)) for segment in range(self.count)]
+        return self._instance(depth, implementation, rows, flops_limit)
 
     def fixed(
         self,
@@ -79,14 +73,8 @@ class Table:
 
         Of a frozen segment's only the step of pruning counts.
         """
-        first = self.count - depth
-        whole = extra + (self.handed[first] if share < 1 else 0)
-        rows = [
-            self._frozen(segment, way[1], share, whole)
-            if segment < first
-            else self._candidate(segment, way, implementation, first)
-            for segment, way in enumerate(ways)
-        ]
+        whole = extra + self._whole(depth, share)
+        rows = [self._way(segment, way, depth, implementation, share, whole) for segment, way in enumerate(ways)]
         return self._instance(depth, implementation, [(row,) for row in rows], None)
 
     def _instance(
@@ -97,6 +85,8 @@ class Table:
         flops_limit: int | None,
     ) -> Instance:
         any_way = next(iter(self.trained.values()))[implementation]
+        if self._is_head_alone(depth):
+            any_way = self.alone[0][implementation]
         sizes = [size for updated in any_way.updated[self.count - depth :] for size in updated]
         early = implementation == "in-backward"
         transient = 0 if early else max(self.rule.transients[implementation](sizes), default=0)
@@ -104,25 +94,41 @@ class Table:
 
     def frozen_bytes(self, depth: int, implementation: Implementation, share: float, extra: int = 0) -> int:
         """Return the most that is alive while the frozen segments run a share of the batch, at the best pruning."""
-        first = self.count - depth
-        whole = extra + (self.handed[first] if share < 1 else 0)
-        candidates = [
-            *([self._frozen(segment, level, share, whole) for level in self.frozen] for segment in range(first)),
-            *(
-                [self._candidate(segment, way, implementation, first) for way in self.trained]
-                for segment in range(first, self.count)
-            ),
-        ]
+        whole = extra + self._whole(depth, share)
+        candidates = [self._ways(segment, depth, implementation, share, whole) for segment in range(self.count)]
+        running = candidates if self._is_head_alone(depth) else candidates[: self.count - depth]
         inputs = next(iter(self.frozen.values())).inputs
         fixed = sum(min(candidate.cost.constant for candidate in ways) for ways in candidates)
-        most = max((min(candidate.cost.forward for candidate in ways) for ways in candidates[:first]), default=0)
+        most = max((min(candidate.cost.forward for candidate in ways) for ways in running), default=0)
         return inputs + fixed + most
 
-    def _frozen(self, segment: int, level: int, share: float, whole: int) -> Candidate:
-        cost = self.frozen[level].segments[segment]
+    def _is_head_alone(self, depth: int) -> bool:
+        return depth == 1 and bool(self.alone)
+
+    def _whole(self, depth: int, share: float) -> int:
+        """Return the bytes in which a frozen part that runs in parts gathers what it hands on."""
+        return self.handed[self.count - depth] if share < 1 else 0
+
+    def _ways(
+        self, segment: int, depth: int, implementation: Implementation, share: float, whole: int
+    ) -> list[Candidate]:
+        frozen = segment < self.count - depth or self._is_head_alone(depth)
+        ways = [(PLAIN, level) for level in self.frozen] if frozen else list(self.trained)
+        return [self._way(segment, way, depth, implementation, share, whole) for way in ways]
+
+    def _way(
+        self, segment: int, way: Way, depth: int, implementation: Implementation, share: float, whole: int
+    ) -> Candidate:
+        first = self.count - depth
+        if segment >= first and not self._is_head_alone(depth):
+            return self._candidate(segment, way, implementation, first)
+        level = way[1]
+        trains = segment >= first
+        cost = (self.alone[level][implementation] if trains else self.frozen[level]).segments[segment]
         forward = cost.forward if share == 1 else whole + round(cost.forward * share)
-        alone = SegmentCost(cost.constant, 0, 0, forward, 0, cost.flops, cost.work)
-        return Candidate(alone, 0, self._lost(segment, level), pruned=level)
+        if not trains:
+            cost = replace(cost, kept=0, gradients=0, backward=0)
+        return Candidate(replace(cost, forward=forward), 0, self._lost(segment, level), pruned=level)
 
     def _candidate(self, segment: int, way: Way, implementation: Implementation, first: int) -> Candidate:
         option, level = way
@@ -144,7 +150,8 @@ class Table:
     def exact(self) -> Table:
         """Return the table without what changes the gradients or the network."""
         trained = {way: costs for way, costs in self.trained.items() if not way[0].approximate and not way[1]}
-        return replace(self, trained=trained, frozen={0: self.frozen[0]})
+        alone = {step: costs for step, costs in self.alone.items() if step == 0}
+        return replace(self, trained=trained, frozen={0: self.frozen[0]}, alone=alone)
 
     def works(self, segment: int) -> bool:
         """Whether a segment has anything to do."""
