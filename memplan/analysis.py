@@ -60,7 +60,8 @@ def analyze(
         treatments: further treatments of all layers under memplan's runner, such as ``frozen-int8``.
         accounting: a published way to count beside the real bytes: ``tinytl`` or ``mobiletl``.
         budget: bytes, or text such as ``"64MB"``, that the allocator's peak must not exceed.
-        suggest: whether the best plan for the budget is looked for too, as :func:`memplan.plan` does.
+        suggest: whether the best plan for the budget is looked for too, as :func:`memplan.plan` does; with approximate
+            gradients only where nothing else fits.
         device: where the step would run; by default where the model is, the CPU for a spec.
         progress: told what is being done, for whoever shows it.
         **subject: ``batch_size``, ``input_shape``, ``classes``, ``dtype``, ``weights``, ``training``, ``amp``,
@@ -123,6 +124,7 @@ def analyze(
             optimizer=optimizer,
             foreach=foreach,
             runner="stock" if runner == "stock" else "memplan",
+            brief=True,
         )
         suggestion, reason = _suggested(steps, request, progress)
     return Analysis(setting, steps.blocks, budget_bytes, tuple(rows), seconds, notes, suggestion, reason)

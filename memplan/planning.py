@@ -11,6 +11,7 @@ from memplan.errors import BudgetError, UsageError, did_you_mean
 from memplan.flags import planned_by_flags
 from memplan.memory.optimizers import optimizer_rule
 from memplan.planner.costs import Quantity
+from memplan.planner.options import FEW_PRICES, PRICES
 from memplan.planner.pruning import PruningSteps, prunable
 from memplan.planner.records import ORDERS, Budget, Found, Preference, Wanted
 from memplan.planner.search import Search
@@ -136,7 +137,11 @@ class Pruning:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a plan is asked to be, apart from the model."""
+    """What a plan is asked to be, apart from the model.
+
+    A ``brief`` search tries fewer prices, leaves approximate gradients out where exact ones fit at all, and records no
+    upgrades.
+    """
 
     budget: Budget
     terms: Terms
@@ -148,6 +153,7 @@ class Request:
     foreach: bool | None = None
     runner: str = "memplan"
     pruning: Pruning = Pruning()
+    brief: bool = False
 
     def check(self) -> None:
         """Raise where the request contradicts itself.
@@ -224,7 +230,7 @@ class Planning:
             search=SearchReport(
                 found.solver, found.score, found.bound, found.gap, found.repeats, found.recordings, found.error
             ),
-            next=tuple(upgrades_of(search, self.rehearsal, found)),
+            next=tuple(upgrades_of(search, self.rehearsal, found, recorded=not self._request.brief)),
             notes=(*self._notes, *plan.notes),
             seconds=(recorded - self._started, time.perf_counter() - recorded),
         )
@@ -262,12 +268,12 @@ class Planning:
         search, found = self._search(table)
         if found is not None and len(found.choice.options) == most and self._request.prefer != "memory":
             return search, found
-        if exact := terms.exact_options():
+        if exact := terms.exact_options(FEW_PRICES if self._request.brief else PRICES):
             table = rehearsal.with_options(table, exact)
             search, found = self._search(table)
             if found is not None and (len(found.choice.options) == most or self._request.prefer == "accuracy-proxy"):
                 return search, found
-        if not terms.approximate and not terms.max_prune:
+        if (not terms.approximate and not terms.max_prune) or (self._request.brief and found is not None):
             return search, found
         table = rehearsal.with_options(table, terms.approximate_options())
         if terms.max_prune:

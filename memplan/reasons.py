@@ -71,19 +71,22 @@ def savings_of(search: Search, choice: Choice) -> Iterator[Saving]:
     yield from sorted(found, key=lambda saving: (-saving.bytes, saving.treatment))
 
 
-def upgrades_of(search: Search, rehearsal: Rehearsal, found: Found) -> Iterator[Upgrade]:
-    """Yield better plans that do not fit, the one that needs least first; with the budget that each would need."""
+def upgrades_of(search: Search, rehearsal: Rehearsal, found: Found, *, recorded: bool = True) -> Iterator[Upgrade]:
+    """Yield better plans that do not fit, the one that needs least first; with the budget that each would need.
+
+    Without ``recorded`` the search's model is believed.
+    """
     choice, limit = found.choice, search.wanted.limit
     depth = len(choice.options)
     upgrades: list[Upgrade] = []
     if depth < search.wanted.most_depth:
-        size = search.least_at(depth + 1)
+        size = search.least_at(depth + 1, recorded=recorded)
         if size is not None:
             upgrades.append(Upgrade(rehearsal.one_more(depth + 1), size))
     lossy = any(option.approximate for option in choice.options)
     if lossy or choice.pruned:
         exact = search.exactly()
-        size = exact.least_at(depth)
+        size = exact.least_at(depth, recorded=recorded)
         if size is not None:
             what = " and ".join(
                 (*(("exact gradients",) if lossy else ()), *(("nothing pruned",) if choice.pruned else ()))

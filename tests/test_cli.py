@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from memplan import __version__
 from memplan.cli import main, output
-from memplan.cli.commands import DEFAULT_METHODS
+from memplan.cli.commands import DEFAULT_METHODS, METHODS_FOR_A_BUDGET
 from memplan.graph import from_json
 from memplan.methods import METHODS
 
@@ -86,7 +86,7 @@ def test_json_on_stdout_is_nothing_else() -> None:
     data = json.loads(result.stdout)
     assert result.stderr == ""
     assert (data["schema"], data["batch_size"], data["budget_bytes"]) == ("memplan.analysis/1", 3, 10**9)
-    assert [method["name"] for method in data["methods"]] == [*DEFAULT_METHODS]
+    assert [method["name"] for method in data["methods"]] == [*METHODS_FOR_A_BUDGET]
 
 
 def test_json_in_a_file_comes_with_the_report(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ PLAIN: Final = Option()
 #: beyond any layer's, so that all but a segment's input is recomputed.
 PRICES: Final = (0.0, 15.0, 60.0, 160.0, 400.0, 1e6)
 
+#: The ends of these and what lies between, for a search that is to be brief.
+FEW_PRICES: Final = (0.0, 60.0, 1e6)
+
 #: Prices of segments with signed masks and shift-only norms.
 APPROXIMATE_PRICES: Final = (60.0, 1e6)
 

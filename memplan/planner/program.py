@@ -149,14 +149,21 @@ class _Program:
         top = numpy.full(width, numpy.inf)
         top[: self._count] = 1
         top[self._peak] = self._limit
-        with _unheard():
-            result = milp(
-                values,
-                constraints=LinearConstraint(matrix, low, high),
-                integrality=whole,
-                bounds=Bounds(numpy.zeros(width), top),
-                options={"mip_rel_gap": 0.0},
-            )
+
+        def solved(*, presolve: bool) -> Any:
+            with _unheard():
+                return milp(
+                    values,
+                    constraints=LinearConstraint(matrix, low, high),
+                    integrality=whole,
+                    bounds=Bounds(numpy.zeros(width), top),
+                    options={"mip_rel_gap": 0.0, "presolve": presolve},
+                )
+
+        try:
+            result = solved(presolve=True)
+        except (ValueError, RuntimeError):  # HiGHS's presolve fails on some programs: "vector::reserve"
+            result = solved(presolve=False)
         if result.status == _INFEASIBLE:
             return None
         if result.status != _OPTIMAL or result.x is None:

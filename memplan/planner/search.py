@@ -120,10 +120,15 @@ class Search:
         """Return the same search with exact gradients and nothing pruned."""
         return Search(self.table.exact(), self.wanted, self._measure, self._implementation)
 
-    def least_at(self, depth: int) -> int | None:
-        """Return the bytes of the recorded step that needs least at one depth; ``None`` if the FLOPs forbid any."""
+    def least_at(self, depth: int, *, recorded: bool = True) -> int | None:
+        """Return the bytes of the step that needs least at one depth, recorded or by the model.
+
+        ``None`` if the FLOPs forbid any.
+        """
         least = self._solved(depth, None)
-        return None if least is None else self._recorded(least.choice).bytes
+        if least is None:
+            return None
+        return self._recorded(least.choice).bytes if recorded else least.bytes
 
     # -- one depth -----------------------------------------------------------------------------------------------------
 

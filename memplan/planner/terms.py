@@ -45,10 +45,10 @@ class Terms:
         """The treatments of a block that change its gradients."""
         return tuple(name for name in ("signed-mask", "shift-only") if self.allows(name))
 
-    def exact_options(self) -> tuple[Option, ...]:
+    def exact_options(self, prices: Sequence[float] = PRICES) -> tuple[Option, ...]:
         """Return the options that leave the gradients as they are; the plain one is not among them."""
         masks = (Option(masked=True),) if self.allows("bitmask") and not self.allows("recompute") else ()
-        return masks + (tuple(map(Option, PRICES)) if self.allows("recompute") else ())
+        return masks + (tuple(map(Option, prices)) if self.allows("recompute") else ())
 
     def approximate_options(self) -> tuple[Option, ...]:
         """Return the options that change gradients."""
