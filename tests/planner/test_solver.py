@@ -117,3 +117,23 @@ def test_stdout_stays_clean(capfd: pytest.CaptureFixture[str], monkeypatch: pyte
         solved_by_program(instance(seed, alike=False), None)
     print("after")
     assert capfd.readouterr() == ("before\nafter\n", "")
+
+
+def test_a_program_that_breaks_the_presolve_is_solved_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = optimize.milp
+    tried: list[bool] = []
+
+    def breaking(*args: Any, options: dict[str, Any], **kwargs: Any) -> Any:
+        tried.append(options["presolve"])
+        if options["presolve"]:
+            raise ValueError("vector::reserve")
+        return real(*args, options=options, **kwargs)
+
+    monkeypatch.setattr(optimize, "milp", breaking)
+    for seed in range(10):
+        problem = instance(seed, alike=False)
+        proof = solved_by_program(problem, None)
+        best = exhaustive(problem, None, ORDERS[0])
+        assert (proof is None) == (best is None)
+        assert proof is None or best is None or same(score(problem, proof.picks), best)
+    assert {True, False} == {*tried}

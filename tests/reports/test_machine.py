@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memplan.reports.machine import analysis_to_json, to_text, verification_to_json
+from tests.reports.plans import planned
 from tests.reports.toy import analysis, verification
 
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
 
-ANALYSIS = analysis_to_json(analysis(budget_bytes=70_000_000, notes=("a note",), unpriced=("a thing",)), "0.1.0")
+ANALYSIS = analysis_to_json(
+    replace(analysis(budget_bytes=70_000_000, notes=("a note",), unpriced=("a thing",)), suggestion=planned()), "0.1.0"
+)
 VERIFICATION = verification_to_json(verification(), "0.1.0")
 
 
