@@ -97,9 +97,9 @@ def measured_rows(model: str, wanted: Sequence[tuple[str, str]], batch_size: int
     import torch
 
     import memplan
-    from memplan.setting import implementation_of
     from memplan.memory import price
     from memplan.methods import METHODS
+    from memplan.setting import implementation_of
     from memplan.steps import PlannedStep, Steps, choose_trained
     from memplan.subject import subject_of
     from memplan.transform.apply import apply_

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memplan.methods import Method, Plan
     from memplan.methods.treatments.record import Treatment
     from memplan.planning import plan
+    from memplan.pruning import prune
     from memplan.results import Analysis, Front, Planned, Verification
     from memplan.tracing.record import StepRecord, trace
     from memplan.transform.apply import plan_of
@@ -37,6 +38,7 @@ _HOMES = {
     "optimizer": "memplan.application",
     "pareto": "memplan.front",
     "plan": "memplan.planning",
+    "prune": "memplan.pruning",
     "plan_of": "memplan.transform.apply",
     "restore": "memplan.application",
     "trace": "memplan.tracing.record",
@@ -85,6 +87,7 @@ __all__ = [
     "pareto",
     "plan",
     "plan_of",
+    "prune",
     "restore",
     "trace",
     "trained_parameters",

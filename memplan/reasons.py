@@ -172,4 +172,4 @@ def _shown(size: int) -> str:
 
 
 def _unit(size: int) -> str:
-    return "MB" if size >= 100_000 else "KB"
+    return "MB" if size >= 100_000 else "KB" if size >= 1000 else "B"

@@ -186,7 +186,8 @@ class Rehearsal:
 
     def _costs(self, step: StepGraph) -> Costs:
         how: tuple[Implementation, ...] = (self._implementation, "in-backward")
-        return {each: step_costs(step, self._rule, each, self._quantity) for each in how}
+        segments = Segments(step)
+        return {each: step_costs(step, self._rule, each, self._quantity, segments) for each in how}
 
     @cached_property
     def _alone(self) -> StepGraph:

@@ -15,7 +15,7 @@ RECOMPUTED_SHARE: Final = 0.10
 #: are bound by memory, and their norms and activations take time without FLOPs. Measured: with both bounds a step
 #: takes at most 1.3 times as long (docs/step-time.md).
 WORK_FOR_SHARE: Final = 2.3
-_FLOPS_IN_THE_TIME_OF_A_BYTE: Final = 10
+FLOPS_IN_THE_TIME_OF_A_BYTE: Final = 10
 
 #: Prices of a kept byte to choose from, in FLOPs. A 3x3 depthwise convolution repeats 4.5 for each byte of its result,
 #: a 1x1 convolution half the number of its input channels.
@@ -28,7 +28,7 @@ def bounded_schedule(graph: StepGraph, share: float = RECOMPUTED_SHARE) -> tuple
     That is at most ``share`` of its FLOPs, and of its work, bytes moved counted in, at most ``share * WORK_FOR_SHARE``.
     """
     allowed_flops = share * sum(op.flops for op in graph.ops)
-    allowed_work = share * WORK_FOR_SHARE * sum(map(_work, graph.ops))
+    allowed_work = share * WORK_FOR_SHARE * sum(map(op_work, graph.ops))
     forward = [op for op in graph.ops if op.phase == "forward"]
     low, high = 0, len(PRICES) - 1
     best = schedule(graph, flops_per_byte=PRICES[0])
@@ -36,12 +36,13 @@ def bounded_schedule(graph: StepGraph, share: float = RECOMPUTED_SHARE) -> tuple
         middle = (low + high + 1) // 2
         found = schedule(graph, flops_per_byte=PRICES[middle])
         added = [op for op, scheduled in zip(forward, found, strict=True) if scheduled.recomputed]
-        if sum(op.flops for op in added) <= allowed_flops and sum(map(_work, added)) <= allowed_work:
+        if sum(op.flops for op in added) <= allowed_flops and sum(map(op_work, added)) <= allowed_work:
             low, best = middle, found
         else:
             high = middle - 1
     return best
 
 
-def _work(op: Op) -> float:
-    return op.flops / _FLOPS_IN_THE_TIME_OF_A_BYTE + touched_bytes(op)
+def op_work(op: Op) -> int:
+    """Return what an op takes of a step's time, in FLOPs: small networks are bound by the bytes they move."""
+    return op.flops + FLOPS_IN_THE_TIME_OF_A_BYTE * touched_bytes(op)

@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, TypeAlias
 
-from memplan.graph.records import Op
 from memplan.graph.step_graph import StepGraph
 from memplan.memory import Footprint
 from memplan.memory.arrivals import arrivals, released
 from memplan.memory.optimizers import Implementation, OptimizerRule
 from memplan.memory.timeline import timeline
-from memplan.methods.cut import touched_bytes
 from memplan.planner.segments import Segments
 
 #: What a budget is on: the step's peak, the same without what stays from step to step, or what is kept for backward.
 Quantity: TypeAlias = Literal["peak", "activations", "kept"]
-
-#: Floating-point operations in the time in which one byte is read or written.
-FLOPS_IN_THE_TIME_OF_A_BYTE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +52,11 @@ class StepCosts:
 
 
 def step_costs(
-    graph: StepGraph, rule: OptimizerRule, implementation: Implementation, quantity: Quantity = "peak"
+    graph: StepGraph,
+    rule: OptimizerRule,
+    implementation: Implementation,
+    quantity: Quantity = "peak",
+    segments: Segments | None = None,
 ) -> StepCosts:
     """Return what the segments of a recorded step cost under an optimizer.
 
@@ -66,8 +65,9 @@ def step_costs(
         rule: the optimizer.
         implementation: how it updates.
         quantity: what the bytes count; what does not count is 0.
+        segments: those of ``graph``, where they are known.
     """
-    segments = Segments(graph)
+    segments = segments or Segments(graph)
     early = implementation == "in-backward"
     lived = released(graph, arrivals(graph)) if early else graph
     steady = timeline(graph, rule, implementation)
@@ -98,11 +98,6 @@ def step_costs(
         for storage in graph.storages
         if storage.role == "input" and (quantity != "kept" or storage.index in saved)
     )
-    flops, work = [0] * count, [0] * count
-    for op in graph.ops:
-        here = segments.of_op[op.index]
-        flops[here] += op.flops
-        work[here] += op_work(op)
     if quantity == "kept":
         forward_most = backward_most = lowest_most = [0] * count
         after = 0
@@ -115,7 +110,8 @@ def step_costs(
         _, lowest_most = _most(graph, segments, _without_what_is_handed_down(graph, segments, alive), kept, gradients)
         after = max((total - fixed - sum(gradients) for total in totals[end:]), default=0) if not early else 0
         after -= _largest_transient(rule, implementation, graph) if not early and quantity == "peak" else 0
-    rows = zip(constant, kept, gradients, forward_most, backward_most, flops, work, lowest_most, strict=True)
+    each = (constant, kept, gradients, forward_most, backward_most, segments.flops, segments.work, lowest_most)
+    rows = zip(*each, strict=True)
     return StepCosts(
         tuple(SegmentCost(*row) for row in rows),
         inputs,
@@ -177,11 +173,6 @@ def _without_what_is_handed_down(graph: StepGraph, segments: Segments, alive: Se
 def _largest_transient(rule: OptimizerRule, implementation: Implementation, graph: StepGraph) -> int:
     sizes = [graph.storages[p.storage].bytes for p in graph.parameters if p.gradient is not None]
     return max(rule.transients[implementation](sizes), default=0)
-
-
-def op_work(op: Op) -> int:
-    """Return what an op takes of a step's time, in FLOPs: small networks are bound by the bytes they move."""
-    return op.flops + FLOPS_IN_THE_TIME_OF_A_BYTE * touched_bytes(op)
 
 
 def quantity_of(footprint: Footprint, quantity: Quantity) -> int:

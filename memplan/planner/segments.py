@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from memplan.graph.flow import chains_of
 from memplan.graph.step_graph import StepGraph
+from memplan.methods.recomputation import op_work
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,22 @@ class Segments:
                 current = min(current, self.of_layer.get(op.layer, current))
             found.append(current)
         return tuple(found)
+
+    @cached_property
+    def flops(self) -> tuple[int, ...]:
+        """The floating-point operations of each segment, forward and backward."""
+        return self._sums([op.flops for op in self.graph.ops])
+
+    @cached_property
+    def work(self) -> tuple[int, ...]:
+        """The work of each segment, forward and backward: see :func:`op_work`."""
+        return self._sums([op_work(op) for op in self.graph.ops])
+
+    def _sums(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        sums = [0] * self.count
+        for segment, number in zip(self.of_op, numbers, strict=True):
+            sums[segment] += number
+        return tuple(sums)
 
     @cached_property
     def of_layer(self) -> dict[int, int]:
