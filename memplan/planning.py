@@ -271,7 +271,7 @@ class Planning:
         if exact := terms.exact_options(FEW_PRICES if self._request.brief else PRICES):
             table = rehearsal.with_options(table, exact)
             search, found = self._search(table)
-            if found is not None and (len(found.choice.options) == most or self._request.prefer == "accuracy-proxy"):
+            if found is not None and (self._all_blocks(found, most) or self._request.prefer == "accuracy-proxy"):
                 return search, found
         if (not terms.approximate and not terms.max_prune) or (self._request.brief and found is not None):
             return search, found
@@ -284,6 +284,11 @@ class Planning:
         whole = Search(table, self.wanted, self.rehearsal.measure, self.setting.implementation)
         deeper = whole.within(len(found.choice.options) + 1, most).best()
         return (search, found) if deeper is None else (whole, deeper)
+
+    def _all_blocks(self, found: Found, most: int) -> bool:
+        """Whether nothing that is not exact could be better: as many segments train as may, or all but the stem."""
+        depth = len(found.choice.options)
+        return depth == most or (depth == self.rehearsal.count - 1 and self._request.prefer == "k")
 
     def _search(self, table: Table) -> tuple[Search, Found | None]:
         search = Search(table, self.wanted, self.rehearsal.measure, self.setting.implementation)

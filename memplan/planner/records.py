@@ -12,9 +12,10 @@ from memplan.planner.options import Choice
 #: What is best, in a word; see ``ORDERS``.
 Preference: TypeAlias = Literal["k", "accuracy-proxy", "speed", "memory"]
 
-#: For each preference what counts, the most important first. ``depth`` is how many segments train.
-ORDERS: Final[dict[Preference, tuple[Aim | Literal["depth"], ...]]] = {
-    "k": ("depth", "approximations", "importance", "work", "memory"),
+#: For each preference what counts, the most important first. ``k`` is how many blocks train, ``depth`` how many
+#: segments: what lies below all blocks is not worth an approximation.
+ORDERS: Final[dict[Preference, tuple[Aim | Literal["k", "depth"], ...]]] = {
+    "k": ("k", "approximations", "importance", "depth", "work", "memory"),
     "accuracy-proxy": ("approximations", "importance", "depth", "work", "memory"),
     "speed": ("work", "depth", "approximations", "importance", "memory"),
     "memory": ("depth", "memory", "approximations", "importance", "work"),

@@ -61,14 +61,19 @@ class Search:
             candidacy = self._fitting(depth)
             if candidacy is not None and (best is None or self._value(candidacy) < self._value(best)):
                 best = candidacy
-                if value is None:
-                    break
+            if best is not None and value is None and not self._may_be_beaten(best):
+                break
         return None if best is None else self._found(best)
+
+    def _may_be_beaten(self, best: Candidacy) -> bool:
+        """Whether a lower depth may have as many blocks and something better."""
+        lossy = best.score["approximations"] > 0 or best.score["importance"] > 0
+        return best.depth == self.table.count and lossy and ORDERS[self.wanted.prefer][0] == "k"
 
     def _promising(self) -> Iterator[tuple[int, tuple[float, ...] | None]]:
         """Yield the depths at which something may fit, the best first, with what the model promises there.
 
-        Where depth itself counts most, the first that fits is the best, and nothing needs to be promised.
+        Where depth itself counts most, or k, the first that fits is the best, and nothing needs to be promised.
         """
         limit = self.wanted.limit
         depths = [
@@ -76,7 +81,7 @@ class Search:
             for depth in range(self.wanted.most_depth, self.wanted.least_depth - 1, -1)
             if self._may_fit(depth, round(limit * (1 + _SLACK)))
         ]
-        if ORDERS[self.wanted.prefer][0] == "depth":
+        if ORDERS[self.wanted.prefer][0] in ("k", "depth"):
             yield from ((depth, None) for depth in depths)
             return
         promised = [(depth, self._solved(depth, limit) or self._solved(depth, None)) for depth in depths]
@@ -191,7 +196,7 @@ class Search:
         if room is None:
             order: tuple[Aim, ...] = ("memory",)
         else:
-            order = tuple(aim for aim in ORDERS[self.wanted.prefer] if aim != "depth")
+            order = tuple(aim for aim in ORDERS[self.wanted.prefer] if aim != "k" and aim != "depth")
         found = [
             candidacy
             for fused in self.wanted.fused
@@ -262,7 +267,8 @@ class Search:
         after the backward.
         """
         choice, batch = candidacy.choice, self.wanted.batch
-        aims: dict[str, float] = {**candidacy.score, "depth": -candidacy.depth}
+        k = min(candidacy.depth, self.table.count - 1)
+        aims: dict[str, float] = {**candidacy.score, "k": -k, "depth": -candidacy.depth}
         order = ORDERS[self.wanted.prefer]
         ways = (-(-batch // (choice.samples or batch)), choice.fused_update)
         last = order.index("memory") if order[-1] == "memory" else len(order)

@@ -61,13 +61,17 @@ def table(seed: int) -> Table:
 
 @dataclass(frozen=True)
 class Valued:
-    """A choice, its bytes by the table, and what makes it better than another at the same depth: smaller numbers."""
+    """A choice, its bytes by the table, and what makes it better than another: smaller numbers, and more blocks.
+
+    The highest segment, which always trains, is counted as a block here; the lowest, the stem, is none.
+    """
 
     choice: Choice
     bytes: int
     frozen_bytes: int
     approximations: int
     work: int
+    blocks: int
 
 
 def valued(costs: Table, choice: Choice) -> Valued:
@@ -79,7 +83,7 @@ def valued(costs: Table, choice: Choice) -> Valued:
     picks = [0] * costs.count
     approximations, work = score(problem, picks, ("approximations", "work"))
     prefix = costs.frozen_bytes(depth, how, share)
-    return Valued(choice, peak_of(problem, picks), prefix, int(approximations), int(work))
+    return Valued(choice, peak_of(problem, picks), prefix, int(approximations), int(work), min(depth, costs.count - 1))
 
 
 def choices(costs: Table) -> Iterator[Valued]:

@@ -56,6 +56,7 @@ def searched(costs: Table, limit: int, error: Error, prefer: Preference = "k") -
 def value(found: Valued, prefer: Preference) -> tuple[int, ...]:
     """What is best, without memory and what comes between equals."""
     numbers = {
+        "k": -found.blocks,
         "depth": -len(found.choice.options),
         "approximations": found.approximations,
         "importance": 0,
@@ -90,7 +91,7 @@ def test_nothing_better_fits(error: Error) -> None:
             if found.choice.samples is None:  # else the model may have learnt from a step what a part takes
                 assert found.error == pytest.approx(found.bytes / valued(costs, found.choice).bytes - 1)
             repeats += found.repeats
-    above = error(Valued(Choice(()), 100_000, 0, 0, 0)) > 100_000
+    above = error(Valued(Choice(()), 100_000, 0, 0, 0, 0)) > 100_000
     assert (repeats > 0) == above
 
 
@@ -120,8 +121,8 @@ def test_where_the_model_errs_differently_everywhere_the_result_still_fits() -> 
                 continue
             assert found.bytes == unsteady(valued(costs, found.choice)) <= wanted.limit
             hits += found.repeats > 0
-            # What even the largest error leaves within the limit trains no deeper.
-            assert len(found.choice.options) >= max((len(each.choice.options) for each in certain), default=0)
+            # What even the largest error leaves within the limit trains no more blocks.
+            assert valued(costs, found.choice).blocks >= max((each.blocks for each in certain), default=0)
     assert hits
 
 
@@ -137,8 +138,8 @@ def test_a_part_of_the_batch_that_takes_more_than_its_share_is_learnt_from_a_ste
         sizes = {found.choice: error(found) for found in every}
         for limit in limits(list(sizes.values()), seed):
             found, _, wanted = searched(costs, limit, error)
-            depth = max((len(each.choice.options) for each in every if sizes[each.choice] <= wanted.limit), default=0)
-            assert (len(found.choice.options) if found else 0) == depth, (seed, limit)
+            blocks = max((each.blocks for each in every if sizes[each.choice] <= wanted.limit), default=0)
+            assert (valued(costs, found.choice).blocks if found else 0) == blocks, (seed, limit)
             assert found is None or found.bytes <= wanted.limit
 
 
@@ -150,8 +151,8 @@ def test_a_model_that_does_not_run_in_parts_is_planned_as_one_batch() -> None:
             wanted = Wanted(Budget(limit), 1, costs.count, batch=BATCH)
             recorder = Recorder(costs, ERRORS["as the model has it"], splits=False)
             found = Search(costs, wanted, recorder, "loop").best()
-            depth = max((len(each.choice.options) for each in whole if each.bytes <= wanted.limit), default=0)
-            assert (len(found.choice.options) if found else 0) == depth, (seed, limit)
+            blocks = max((each.blocks for each in whole if each.bytes <= wanted.limit), default=0)
+            assert (valued(costs, found.choice).blocks if found else 0) == blocks, (seed, limit)
 
 
 def test_the_smallest_choice_is_the_floor() -> None:
