@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 import memplan
 from memplan.cli import main
-from memplan.cli.planning import IMPORTANCES
+from memplan.cli.options import IMPORTANCES
 from memplan.methods.plan import plan_from_json, plan_to_json
 from memplan.reports.plan_file import account_from_json
 from memplan.transform import importance

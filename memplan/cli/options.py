@@ -168,6 +168,37 @@ STEP_OPTIONS: Final = (
     ),
     click.option("--foreach/--no-foreach", default=None, help="Update all parameters at once, or one by one."),
 )
+#: The measures of a channel's importance, which torch is needed to look up.
+IMPORTANCES: Final = ("l1", "l2", "bn-scale", "taylor", "fisher", "uniform")
+
+#: Those that need data.
+NEED_DATA: Final = ("taylor", "fisher")
+
+
+class Importance(Named):
+    """A measure's name, or a function of one's own."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name, or raise with the closest ones."""
+        return value if ":" in value else super().convert(value, param, ctx)
+
+
+PRUNING_OPTIONS: Final = (
+    click.option(
+        "--round-to", type=Whole(), default=8, show_default=True, help="Channels are kept in multiples of this."
+    ),
+    click.option(
+        "--importance",
+        type=Importance("importance", lambda: IMPORTANCES),
+        default="l1",
+        show_default=True,
+        help="Which channels stay, or package.module:function.",
+    ),
+    click.option(
+        "--calibration", metavar="FILE", help="Inputs and targets that torch.save wrote, for taylor and fisher."
+    ),
+    click.option("--keep", metavar="LAYER", multiple=True, help="A layer that is never pruned; repeatable."),
+)
 JSON_OPTION: Final = click.option("--json", "json_file", metavar="FILE|-", help="Write JSON to FILE; - is stdout.")
 METHOD_OPTION: Final = click.option(
     "--method", type=Named("method", method_names), default="full", show_default=True, help="What trains."

@@ -34,6 +34,22 @@ def check_output(json_file: str | None) -> None:
         check_writable(Path(json_file))
 
 
+def check_new(out: str, json_file: str | None, *, replace: bool) -> None:
+    """Raise where the file that is asked for is there already, cannot be written, or is the JSON's.
+
+    Raises:
+        UsageError: it is.
+    """
+    from memplan.reports.files import check_writable
+
+    path = Path(out)
+    check_writable(path)
+    if path.exists() and not replace:
+        raise UsageError(f"{out!r} is there already; name another file, or add --force")
+    if json_file not in (None, TO_STDOUT) and Path(str(json_file)).resolve() == path.resolve():
+        raise UsageError(f"--out and --json name the same file {out!r}; name two")
+
+
 def write_json(json_file: str, text: str) -> None:
     """Write JSON to stdout or, whole or not at all, to a file."""
     if json_file == TO_STDOUT:

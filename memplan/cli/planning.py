@@ -13,7 +13,9 @@ from memplan import __version__
 from memplan.cli.options import (
     JSON_OPTION,
     MODEL_OPTIONS,
+    NEED_DATA,
     PLANNED_MODEL_OPTIONS,
+    PRUNING_OPTIONS,
     STEP_OPTIONS,
     Named,
     Share,
@@ -21,14 +23,17 @@ from memplan.cli.options import (
     subject_options,
     with_options,
 )
-from memplan.cli.output import TO_STDOUT, check_output, print_report, progress_line, quiet, write_json, write_stdout
+from memplan.cli.output import (
+    TO_STDOUT,
+    check_new,
+    check_output,
+    print_report,
+    progress_line,
+    quiet,
+    write_json,
+    write_stdout,
+)
 from memplan.errors import UsageError
-
-#: The measures of a channel's importance, which torch is needed to look up.
-IMPORTANCES: Final = ("l1", "l2", "bn-scale", "taylor", "fisher", "uniform")
-
-#: Those that need data.
-NEED_DATA: Final = ("taylor", "fisher")
 
 
 def _treatments() -> Iterable[str]:
@@ -41,14 +46,6 @@ def _preferences() -> Iterable[str]:
     from memplan.planner.records import ORDERS
 
     return ORDERS
-
-
-class _Importance(Named):
-    """A measure's name, or a function of one's own."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name, or raise with the closest ones."""
-        return value if ":" in value else super().convert(value, param, ctx)
 
 
 QUANTITY: Final = Named("quantity", lambda: ("peak", "activations", "kept"))
@@ -83,16 +80,7 @@ TERMS: Final = (
 @click.option("--min-k", type=Whole(), help="Blocks that must train.")
 @click.option("--max-flops", metavar="FLOPS|Nx", help="Of a step: a number such as 30G, or 1.1x of stock full.")
 @click.option("--max-prune", type=Share(), help="Of a layer's channels that may be pruned, such as 0.3.")
-@click.option("--round-to", type=Whole(), default=8, show_default=True, help="Channels are kept in multiples of this.")
-@click.option(
-    "--importance",
-    type=_Importance("importance", lambda: IMPORTANCES),
-    default="l1",
-    show_default=True,
-    help="Which channels stay, or package.module:function.",
-)
-@click.option("--calibration", metavar="FILE", help="Inputs and targets that torch.save wrote, for taylor and fisher.")
-@click.option("--keep", metavar="LAYER", multiple=True, help="A layer that is never pruned; repeatable.")
+@with_options(PRUNING_OPTIONS)
 @click.option("--fix", type=Named("quantity to fix", lambda: ("batch-size",)), help="Keep the batch size: the default.")
 @click.option("--out", metavar="FILE", help="Write the plan, to be explained, verified and applied.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
@@ -117,7 +105,7 @@ def plan(
     if budget is None:
         raise UsageError("no --budget is given; write for example --budget 64MB")
     if out is not None:
-        _check_new(out, json_file, replace=force)
+        check_new(out, json_file, replace=force)
     _check(options, fix)
     asked = _asked(model, options)
     with quiet(switches), progress_line() as progress:
@@ -256,17 +244,6 @@ def _check(options: dict[str, Any], fix: str | None) -> None:
         what = "--calibration" if calibration is not None else "--keep"
         raise UsageError(f"{what} is about pruning, which is not allowed; add --max-prune 0.3")
     flops_limit(options["max_flops"], 1)
-
-
-def _check_new(out: str, json_file: str | None, *, replace: bool) -> None:
-    from memplan.reports.files import check_writable
-
-    path = Path(out)
-    check_writable(path)
-    if path.exists() and not replace:
-        raise UsageError(f"{out!r} is there already; name another file, or add --force")
-    if json_file not in (None, TO_STDOUT) and Path(str(json_file)).resolve() == path.resolve():
-        raise UsageError(f"--out and --json name the same file {out!r}; name two")
 
 
 def _what_next(model: str, out: str) -> str:

@@ -10,9 +10,26 @@ from typing import Any
 import click
 
 from memplan import __version__
-from memplan.cli.options import JSON_OPTION, MODEL_OPTIONS, Named, Share, Whole, subject_options, with_options
-from memplan.cli.output import TO_STDOUT, check_output, print_report, progress_line, quiet, write_json, write_stdout
-from memplan.cli.planning import IMPORTANCES, NEED_DATA, _check_new, _Importance
+from memplan.cli.options import (
+    JSON_OPTION,
+    MODEL_OPTIONS,
+    NEED_DATA,
+    PRUNING_OPTIONS,
+    Named,
+    Share,
+    subject_options,
+    with_options,
+)
+from memplan.cli.output import (
+    TO_STDOUT,
+    check_new,
+    check_output,
+    print_report,
+    progress_line,
+    quiet,
+    write_json,
+    write_stdout,
+)
 from memplan.errors import UsageError
 
 
@@ -32,17 +49,8 @@ def _countings() -> Iterable[str]:
     show_default=True,
     help="A layer's input and output for one sample, or the allocator's peak of a step.",
 )
-@click.option("--round-to", type=Whole(), default=8, show_default=True, help="Channels are kept in multiples of this.")
 @click.option("--max-prune", type=Share(), help="Of a layer's channels that may go, such as 0.5.")
-@click.option(
-    "--importance",
-    type=_Importance("importance", lambda: IMPORTANCES),
-    default="l1",
-    show_default=True,
-    help="Which channels stay, or package.module:function.",
-)
-@click.option("--calibration", metavar="FILE", help="Inputs and targets that torch.save wrote, for taylor and fisher.")
-@click.option("--keep", metavar="LAYER", multiple=True, help="A layer that is never pruned; repeatable.")
+@with_options(PRUNING_OPTIONS)
 @click.option("--out", metavar="FILE", help="Write the plan, to be verified and applied.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @with_options((JSON_OPTION,))
@@ -68,7 +76,7 @@ def prune(
     if target is None:
         raise UsageError("no --target-peak is given; write for example --target-peak -65%")
     if out is not None:
-        _check_new(out, json_file, replace=force)
+        check_new(out, json_file, replace=force)
     if importance in NEED_DATA and calibration is None:
         raise UsageError(f"importance {importance!r} needs data; give --calibration FILE")
     if calibration is not None and importance not in NEED_DATA and ":" not in importance:
