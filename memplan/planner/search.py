@@ -146,9 +146,10 @@ class Search:
         fits = self._improved(depth, limit, None) if least.bytes <= limit else None
         if fits is None:
             # Where the model is above the recorded step, its smallest choice may fit all the same.
+            least = self._solved(depth, None, settled=True) or least
             measured = self._tried(least)
             if measured.bytes <= limit:
-                fits = self._improved(depth, limit + least.bytes - measured.bytes, least)
+                fits = self._improved(depth, limit + max(least.bytes - measured.bytes, 0), least)
         return fits
 
     def _improved(self, depth: int, room: int, fits: Candidacy | None) -> Candidacy | None:
@@ -191,10 +192,13 @@ class Search:
             )
         return measured
 
-    def _solved(self, depth: int, room: int | None) -> Candidacy | None:
-        """Return the model's best choice at one depth within ``room`` bytes, or its smallest without a room."""
+    def _solved(self, depth: int, room: int | None, *, settled: bool = False) -> Candidacy | None:
+        """Return the model's best choice at one depth within ``room`` bytes, or its smallest without a room.
+
+        Of several smallest ones any, unless it is to be ``settled`` which is best.
+        """
         if room is None:
-            order: tuple[Aim, ...] = ("memory",)
+            order: tuple[Aim, ...] = ("memory", "approximations", "importance", "work") if settled else ("memory",)
         else:
             order = tuple(aim for aim in ORDERS[self.wanted.prefer] if aim != "k" and aim != "depth")
         found = [
