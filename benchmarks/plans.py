@@ -216,7 +216,9 @@ def rehearse_bytes(planning: Planning, choice: Choice) -> int:
 def single_upgrades(planning: Planning, planned: Planned) -> Iterator[Choice]:
     """Yield better choices in one thing: the smallest with one more block, and single segments made cheaper."""
     rehearsal = planning.rehearsal
-    choice = next(choice for choice, one in rehearsal._rehearsed.items() if planning.named(one.plan) == planned.plan)
+    choice = next(
+        choice for choice, one in rehearsal._rehearsed.items() if planning.steps.named(one.plan) == planned.plan
+    )
     exact = [option for option in rehearsal._recorded if not option.approximate]
     approximate = [option for option in rehearsal._recorded if option.approximate]
     table = rehearsal.with_options(rehearsal.with_options(rehearsal.plain, exact), approximate)

@@ -103,8 +103,6 @@ def planned_by(
     Raises:
         UsageError, AnalysisError: see :func:`apply`.
     """
-    from memplan.transform.apply import fingerprint
-
     optimizer_rule(optimizer)
     chosen = method if isinstance(method, Method) else method_named(method)
     if isinstance(treatments, str):
@@ -117,7 +115,6 @@ def planned_by(
         raise UsageError(f"method {chosen.name!r} takes no k (={k}); leave it out, or use top-k or mobiletl")
     if k is not None and (not isinstance(k, int) or isinstance(k, bool)):
         raise UsageError(f"k is a whole number, not {k!r}; write for example k=5")
-    model = fingerprint(steps.model.module)
     blocks = steps.settled_k(chosen, k)
     made = steps.planned(chosen, blocks, treatments=treatments, optimizer=optimizer, implementation=implementation)
     if not made.plan.trained and not made.plan.lite:
@@ -125,7 +122,7 @@ def planned_by(
             f"method {chosen.name!r} trains nothing of this {type(steps.model.module).__name__}, which is frozen or "
             "has no parameters; choose another method"
         )
-    return replace(made, plan=replace(made.plan, model=model))
+    return replace(made, plan=steps.named(made.plan))
 
 
 def load_plan(path: str | Path) -> Plan:

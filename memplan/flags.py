@@ -22,8 +22,6 @@ def planned_by_flags(steps: Steps, rehearsal: Rehearsal, wanted: Wanted, setting
     Raises:
         BudgetError: none fits.
     """
-    from memplan.transform.apply import fingerprint
-
     tried: dict[int, Footprint] = {}
     steps_of: dict[int, StepGraph] = {}
 
@@ -44,11 +42,9 @@ def planned_by_flags(steps: Steps, rehearsal: Rehearsal, wanted: Wanted, setting
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(middle) <= limit else (low, middle)
-    everything = low == rehearsal.count
-    chosen = None if everything else steps.trained(METHODS["top-k"], low - 1)
-    names = tuple(each.name for each in rehearsal.stock.parameters if chosen is None or each.name in chosen)
-    k = rehearsal.k_of(low)
-    plan = Plan(METHOD_NAME, k, names, model=fingerprint(steps.model.module))
+    chosen = rehearsal.trained(low)
+    names = tuple(each.name for each in rehearsal.stock.parameters if each.name in chosen)
+    plan = steps.named(Plan(METHOD_NAME, rehearsal.k_of(low), names))
     upgrades = (Upgrade(rehearsal.one_more(low + 1), size(low + 1)),) if low < wanted.most_depth else ()
     recorded = time.perf_counter()
     return Planned(
@@ -65,7 +61,7 @@ def planned_by_flags(steps: Steps, rehearsal: Rehearsal, wanted: Wanted, setting
         segments=tuple(
             PlannedSegment(*rehearsal.segment_name(index), index >= rehearsal.count - low, (), None, kept)
             for index, kept in enumerate(rehearsal.kept_by(steps_of[low]))
-            if rehearsal.plain.works(index)
+            if rehearsal.works(index)
         ),
         savings=(),
         search=SearchReport("bisection", (("depth", float(low)),), float(low), 0.0, 0, len(tried), 0.0),

@@ -75,7 +75,7 @@ def pareto(
     progress(f"building {about.name}")
     planning = Planning(Steps(about, device), request, progress)
     rehearsal = planning.rehearsal
-    table = planning.table(approximate=True)
+    table = planning.table()
     found = _chosen(_front(list(_candidates(planning, table))), points)
     told = []
     for candidate in found:
@@ -87,7 +87,7 @@ def pareto(
                 depth=candidate.depth,
                 approximations=candidate.approximations,
                 flops=rehearsed.footprint.flops_forward + rehearsed.footprint.flops_backward,
-                plan=planning.named(rehearsed.plan),
+                plan=planning.steps.named(rehearsed.plan),
             )
         )
     return Front(

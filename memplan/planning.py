@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from memplan.graph.channels.records import ChannelGroup
-    from memplan.methods import Plan
     from memplan.methods.pruning import Importance
 
 QUANTITIES: Final[tuple[Quantity, ...]] = ("peak", "activations", "kept")
@@ -185,7 +184,7 @@ class Planning:
     """One request on one model."""
 
     def __init__(self, steps: Steps, request: Request, progress: Callable[[str], None]) -> None:
-        self._steps = steps
+        self.steps = steps
         self._request = request
         self._progress = progress
         self._started = time.perf_counter()
@@ -204,16 +203,16 @@ class Planning:
 
     def by_flags(self) -> Planned:
         """Return the best plan of what stock PyTorch can do."""
-        return planned_by_flags(self._steps, self.rehearsal, self.wanted, self.setting, self._started)
+        return planned_by_flags(self.steps, self.rehearsal, self.wanted, self.setting, self._started)
 
     def by_memplan(self) -> Planned:
         """Return the best plan of what memplan can do."""
         search, found = self._searched()
         recorded = time.perf_counter()
         if found is None:
-            raise BudgetError(not_enough(search, self.rehearsal, self._steps.subject.name))
+            raise BudgetError(not_enough(search, self.rehearsal, self.steps.subject.name))
         rehearsed = self.rehearsal.rehearsed(found.choice)
-        plan = self.named(rehearsed.plan)
+        plan = self.steps.named(rehearsed.plan)
         return Planned(
             setting=self.setting,
             budget=self._request.budget,
@@ -253,7 +252,7 @@ class Planning:
             prefer=request.prefer,
             fused=(False, True) if allows("fused-update") else (False,),
             split=allows("prefix-microbatch"),
-            batch=first_batch(self._steps.model.args, self._steps.model.kwargs) or 1,
+            batch=first_batch(self.steps.model.args, self.steps.model.kwargs) or 1,
             flops_limit=flops_limit(request.max_flops, stock.flops_forward + stock.flops_backward),
         )
 
@@ -300,23 +299,16 @@ class Planning:
         stock, how = self.rehearsal.stock, self._request.pruning
         self._progress("finding channel groups")
         groups = tuple(prunable(channel_groups(stock), stock, how.keep))
-        importance, note = measured_importance(self._steps.subject, groups, how.importance, how.calibration)
+        importance, note = measured_importance(self.steps.subject, groups, how.importance, how.calibration)
         self._notes = (*self._notes, *note)
         return PruningSteps(stock, groups, importance, most, how.round_to)
 
     _notes: tuple[str, ...] = ()
 
-    def named(self, plan: Plan) -> Plan:
-        """Return a plan with the fingerprint of the model that it is for."""
-        from memplan.transform.apply import fingerprint
-
-        return replace(plan, model=fingerprint(self._steps.model.module))
-
-    def table(self, *, approximate: bool) -> Table:
+    def table(self) -> Table:
         """Return what the segments cost under every option that is allowed, pruning left out."""
         terms, rehearsal = self._request.terms, self.rehearsal
-        table = rehearsal.with_options(rehearsal.plain, terms.exact_options())
-        return rehearsal.with_options(table, terms.approximate_options()) if approximate else table
+        return rehearsal.with_options(rehearsal.plain, (*terms.exact_options(), *terms.approximate_options()))
 
 
 def measured_importance(

@@ -177,9 +177,7 @@ class _Entering:
 def _plan_of(
     steps: Steps, step: StepGraph, groups: Sequence[ChannelGroup], found: Shrunk, importance: Importance
 ) -> Plan:
-    from memplan.transform.apply import fingerprint
-
-    return Plan(
+    plan = Plan(
         method="prune",
         k=None,
         trained=tuple(parameter.name for parameter in step.parameters),
@@ -188,8 +186,8 @@ def _plan_of(
             for group in groups
             if found.kept.get(group.name, group.channels) < group.channels
         ),
-        model=fingerprint(steps.model.module),
     )
+    return steps.named(plan)
 
 
 def _recorded(steps: Steps, plan: Plan, step: StepGraph) -> StepGraph:

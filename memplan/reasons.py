@@ -24,7 +24,7 @@ def segments_of(search: Search, rehearsal: Rehearsal, choice: Choice) -> Iterato
     instance = table.fixed(len(choice.options), how, ways)
     for index, (option, level) in enumerate(ways):
         name, path = rehearsal.segment_name(index)
-        if not path and not table.works(index):
+        if not path and not rehearsal.works(index):
             continue
         trained = index >= first
         channels: tuple[tuple[str, int, int], ...] = ()

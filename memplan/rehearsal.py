@@ -24,7 +24,7 @@ from memplan.planner.pruning import PruningSteps
 from memplan.planner.records import Measured
 from memplan.planner.segments import Segments
 from memplan.planner.table import Table, Way
-from memplan.steps import Steps
+from memplan.steps import Steps, loss_shapes
 
 #: What the plans of the search call their method.
 METHOD_NAME: Final = "planned"
@@ -90,7 +90,11 @@ class Rehearsal:
     @cached_property
     def count(self) -> int:
         """How many segments the model has."""
-        return Segments(self.stock).count
+        return self._segments.count
+
+    @cached_property
+    def _segments(self) -> Segments:
+        return Segments(self.stock)
 
     def segment_name(self, index: int) -> tuple[str, str]:
         """Return what a segment is called, and the path of its block; what lies below and above the blocks has none."""
@@ -99,6 +103,10 @@ class Rehearsal:
             return blocks[index - 1].path, blocks[index - 1].path
         return ("stem" if index == 0 else "head"), ""
 
+    def works(self, index: int) -> bool:
+        """Whether a segment has anything to do."""
+        return self._segments.work[index] > 0
+
     def one_more(self, depth: int) -> str:
         """Return in words what trains with ``depth`` segments beyond what trains with one less."""
         name, path = self.segment_name(self.count - depth)
@@ -106,7 +114,7 @@ class Rehearsal:
 
     def frozen_weight_bytes(self, depth: int) -> int:
         """Return the bytes of the weights of convolutions and linear layers that do not train."""
-        trained = frozenset(self._trained(depth))
+        trained = frozenset(self.trained(depth))
         return sum(
             self.stock.storages[parameter.storage].bytes
             for parameter in self.stock.parameters
@@ -226,7 +234,7 @@ class Rehearsal:
                 raise
             split, plan = False, _in_one_part(plan)
             step = self._run(plan)
-        if split and _loss_shapes(step) != _loss_shapes(self.stock):
+        if split and loss_shapes(step) != loss_shapes(self.stock):
             split, plan = False, _in_one_part(plan)
             step = self._run(plan)
         first = self.count - len(choice.options)
@@ -248,7 +256,7 @@ class Rehearsal:
 
     def _assembled(self, choice: Choice) -> Plan:
         depth = len(choice.options)
-        plan = assembled(self.stock, choice, self._trained(depth), name=METHOD_NAME, k=self.k_of(depth))
+        plan = assembled(self.stock, choice, self.trained(depth), name=METHOD_NAME, k=self.k_of(depth))
         if self.int8 and len(plan.trained) < len(self.stock.parameters):
             plan = with_everywhere(plan, treatment_named("frozen-int8"), self.stock)
         if choice.pruned and self.pruning is not None:
@@ -259,7 +267,8 @@ class Rehearsal:
         """Return how many blocks train with ``depth`` segments; ``None`` when the model has none."""
         return min(depth - 1, len(self.stock.blocks)) if self.stock.blocks else None
 
-    def _trained(self, depth: int) -> Collection[str]:
+    def trained(self, depth: int) -> Collection[str]:
+        """Return the names of the parameters that train with ``depth`` segments."""
         if depth == self.count:
             return [parameter.name for parameter in self.stock.parameters]
         return self._steps.trained(METHODS["top-k"], depth - 1)
@@ -271,7 +280,3 @@ class Rehearsal:
 def _in_one_part(plan: Plan) -> Plan:
     note = "the frozen part runs as one batch: the model's forward uses the size of its batch"
     return replace(plan, microbatch=None, notes=(*plan.notes, note))
-
-
-def _loss_shapes(step: StepGraph) -> list[tuple[int, ...]]:
-    return [view.shape for op in step.ops if op.phase == "loss" for view in op.inputs]

@@ -84,6 +84,12 @@ class Steps:
         self._recorded: dict[frozenset[str], StepGraph] = {}
         self._run: dict[Plan, StepGraph] = {}
 
+    def named(self, plan: Plan) -> Plan:
+        """Return a plan with the fingerprint of this model."""
+        from memplan.transform.apply import fingerprint
+
+        return replace(plan, model=fingerprint(self.model.module))
+
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The model's blocks, from its input to its output."""
@@ -246,7 +252,7 @@ class Steps:
             step = self.run(plan)
         except AnalysisError:
             step = None
-        if step is None or _loss_shapes(step) != _loss_shapes(whole):
+        if step is None or loss_shapes(step) != loss_shapes(whole):
             note = "the frozen prefix runs as one batch: the model's forward uses the size of its batch"
             return replace(plain, notes=(*plan.notes, note)), whole
         return (plan, step) if price(step, alive=0).peak_bytes < max(totals) else (plain, whole)
@@ -288,7 +294,8 @@ def _with_blocks(graph: StepGraph) -> StepGraph:
     return replace(graph, blocks=find_blocks(graph.layers, graph.ops, graph.storages, graph.parameters))
 
 
-def _loss_shapes(graph: StepGraph) -> list[tuple[int, ...]]:
+def loss_shapes(graph: StepGraph) -> list[tuple[int, ...]]:
+    """Return the shapes of what the loss is made of: a model that runs in parts must give the whole batch's."""
     return [view.shape for op in graph.ops if op.phase == "loss" for view in op.inputs]
 
 

@@ -163,7 +163,7 @@ def table_of(planning: Planning) -> Table:
 
 def choice_of(planning: Planning, planned: Planned) -> Choice:
     rehearsed = planning.rehearsal._rehearsed.items()
-    return next(choice for choice, one in rehearsed if planning.named(one.plan) == planned.plan)
+    return next(choice for choice, one in rehearsed if planning.steps.named(one.plan) == planned.plan)
 
 
 def upgraded(table: Table, choice: Choice) -> Iterator[Choice]:

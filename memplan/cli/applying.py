@@ -22,7 +22,7 @@ from memplan.cli.options import (
     subject_options,
     with_options,
 )
-from memplan.cli.output import print_report, progress_line, quiet, write_stdout
+from memplan.cli.output import print_report, progress_line, quiet, write_to_copy
 from memplan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ def apply(
         from memplan.reports.plan import notes_report
 
         print_report(notes_report((*notes, *_beyond(given, rows[1].footprint))))
-    # To be copied: these lines are neither wrapped nor cut.
-    write_stdout("".join(f"{line}\n" for line in ("", "In Python:", *(f"  {line}" for line in python))))
+    write_to_copy("In Python:", python)
 
 
 def _beyond(given: PlanGiven, footprint: Footprint) -> Iterator[str]:

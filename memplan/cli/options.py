@@ -183,6 +183,31 @@ class Importance(Named):
         return value if ":" in value else super().convert(value, param, ctx)
 
 
+def check_importance(importance: str, calibration: str | None) -> None:
+    """Raise where a measure of importance lacks its data, or has data that it does not use.
+
+    Raises:
+        UsageError: it does.
+    """
+    if importance in NEED_DATA and calibration is None:
+        raise UsageError(f"importance {importance!r} needs data; give --calibration FILE")
+    if calibration is not None and importance not in NEED_DATA and ":" not in importance:
+        raise UsageError(f"--calibration is for importance taylor or fisher, not {importance}; leave one of them out")
+
+
+def calibration_from(file: str | None) -> Any:
+    """Return the batches in a file, or ``None`` where none is given.
+
+    Raises:
+        UsageError: the file holds no batches.
+    """
+    if file is None:
+        return None
+    from memplan.transform.calibration import load_calibration
+
+    return load_calibration(file)
+
+
 PRUNING_OPTIONS: Final = (
     click.option(
         "--round-to", type=Whole(), default=8, show_default=True, help="Channels are kept in multiples of this."

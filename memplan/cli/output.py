@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +48,11 @@ def check_new(out: str, json_file: str | None, *, replace: bool) -> None:
         raise UsageError(f"{out!r} is there already; name another file, or add --force")
     if json_file not in (None, TO_STDOUT) and Path(str(json_file)).resolve() == path.resolve():
         raise UsageError(f"--out and --json name the same file {out!r}; name two")
+
+
+def write_to_copy(heading: str, lines: Iterable[str]) -> None:
+    """Write lines that are to be copied, and so neither wrapped nor cut, under an empty line and a heading."""
+    write_stdout("".join(f"{line}\n" for line in ("", heading, *(f"  {line}" for line in lines))))
 
 
 def write_json(json_file: str, text: str) -> None:

@@ -13,13 +13,14 @@ from memplan import __version__
 from memplan.cli.options import (
     JSON_OPTION,
     MODEL_OPTIONS,
-    NEED_DATA,
     PLANNED_MODEL_OPTIONS,
     PRUNING_OPTIONS,
     STEP_OPTIONS,
     Named,
     Share,
     Whole,
+    calibration_from,
+    check_importance,
     subject_options,
     with_options,
 )
@@ -31,7 +32,7 @@ from memplan.cli.output import (
     progress_line,
     quiet,
     write_json,
-    write_stdout,
+    write_to_copy,
 )
 from memplan.errors import UsageError
 
@@ -111,11 +112,7 @@ def plan(
     with quiet(switches), progress_line() as progress:
         from memplan.planning import plan as find_plan
 
-        calibration = options.pop("calibration")
-        if calibration is not None:
-            from memplan.transform.calibration import load_calibration
-
-            calibration = load_calibration(calibration)
+        calibration = calibration_from(options.pop("calibration"))
         planned = find_plan(
             model, budget=budget, calibration=calibration, progress=progress, **subject_options(options)
         )
@@ -135,7 +132,10 @@ def plan(
 
         print_report(plan_report(planned))
         if out is not None:
-            write_stdout(_what_next(model, out))
+            file = shlex.quote(out)
+            both = f"{shlex.quote(model)} {file}"
+            lines = (f"memplan explain {file}", f"memplan verify {both}", f"memplan apply {both} --out DIR")
+            write_to_copy(f"Written to {out}:", lines)
 
 
 @click.command()
@@ -236,22 +236,11 @@ def _check(options: dict[str, Any], fix: str | None) -> None:
         if lossy:
             raise UsageError(f"--runner stock cannot do {lossy[0]}; use --runner memplan, or leave it out")
     terms = terms_of(**{name: options[name] for name in ("lossless", "allow", "forbid", "max_prune")})
-    if calibration is not None and importance not in NEED_DATA and ":" not in importance:
-        raise UsageError(f"--calibration is for importance taylor or fisher, not {importance}; leave one of them out")
-    if importance in NEED_DATA and calibration is None:
-        raise UsageError(f"importance {importance!r} needs data; give --calibration FILE")
+    check_importance(importance, calibration)
     if (calibration is not None or options["keep"]) and not terms.max_prune:
         what = "--calibration" if calibration is not None else "--keep"
         raise UsageError(f"{what} is about pruning, which is not allowed; add --max-prune 0.3")
     flops_limit(options["max_flops"], 1)
-
-
-def _what_next(model: str, out: str) -> str:
-    """Return lines to be copied, and so neither wrapped nor cut."""
-    file = shlex.quote(out)
-    both = f"{shlex.quote(model)} {file}"
-    lines = (f"memplan explain {file}", f"memplan verify {both}", f"memplan apply {both} --out DIR")
-    return "".join(f"{line}\n" for line in ("", f"Written to {out}:", *(f"  {line}" for line in lines)))
 
 
 def _write_picture(path: Path, drawn: bytes) -> None:

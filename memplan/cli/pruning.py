@@ -13,10 +13,11 @@ from memplan import __version__
 from memplan.cli.options import (
     JSON_OPTION,
     MODEL_OPTIONS,
-    NEED_DATA,
     PRUNING_OPTIONS,
     Named,
     Share,
+    calibration_from,
+    check_importance,
     subject_options,
     with_options,
 )
@@ -28,7 +29,7 @@ from memplan.cli.output import (
     progress_line,
     quiet,
     write_json,
-    write_stdout,
+    write_to_copy,
 )
 from memplan.errors import UsageError
 
@@ -77,24 +78,16 @@ def prune(
         raise UsageError("no --target-peak is given; write for example --target-peak -65%")
     if out is not None:
         check_new(out, json_file, replace=force)
-    if importance in NEED_DATA and calibration is None:
-        raise UsageError(f"importance {importance!r} needs data; give --calibration FILE")
-    if calibration is not None and importance not in NEED_DATA and ":" not in importance:
-        raise UsageError(f"--calibration is for importance taylor or fisher, not {importance}; leave one of them out")
+    check_importance(importance, calibration)
     with quiet(switches), progress_line() as progress:
         from memplan.methods.plan import plan_to_json
         from memplan.pruning import prune as prune_model
 
-        data = None
-        if calibration is not None:
-            from memplan.transform.calibration import load_calibration
-
-            data = load_calibration(calibration)
         pruned = prune_model(
             model,
             target=target,
             importance=importance,
-            calibration=data,
+            calibration=calibration_from(calibration),
             progress=progress,
             **subject_options(options),
         )
@@ -113,6 +106,4 @@ def prune(
         print_report(pruned_report(pruned))
         if out is not None:
             both = f"{shlex.quote(model)} {shlex.quote(out)}"
-            lines = (f"memplan verify {both}", f"memplan apply {both} --out DIR")
-            # To be copied: these lines are neither wrapped nor cut.
-            write_stdout("".join(f"{line}\n" for line in ("", f"Written to {out}:", *(f"  {line}" for line in lines))))
+            write_to_copy(f"Written to {out}:", (f"memplan verify {both}", f"memplan apply {both} --out DIR"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
@@ -93,7 +93,6 @@ def schedule(
     graph: StepGraph,
     *,
     flops_per_byte: float | Mapping[int, float] = FLOPS_PER_BYTE,
-    layers: Collection[int] | None = None,
 ) -> tuple[ScheduledOp, ...]:
     """Return, for each op of the recorded forward, which results autograd's tensors are recomputed from.
 
@@ -105,7 +104,6 @@ def schedule(
         graph: a recorded step; its forward is what will run.
         flops_per_byte: 0 recomputes nothing that has FLOPs. A mapping gives each op's own by its index; an op that is
             not in it is not repeated.
-        layers: indices of the layers in which ops may be recomputed; all by default.
     """
     values = Values(graph)
     fixed = values.fixed | _crossing(values)
@@ -115,7 +113,7 @@ def schedule(
     costs = {
         op.index: _cost(op, given[op.index])
         for op in values.ops
-        if (layers is None or op.layer in layers) and op.index in given and (given[op.index] or not op.flops)
+        if op.index in given and (given[op.index] or not op.flops)
     }
     repeated = _within_reach(values, _cheapest(values, costs, fixed))
     return tuple(

@@ -97,6 +97,11 @@ def pruned_group(group: ChannelGroup, dropped: Sequence[int]) -> PrunedGroup:
     )
 
 
+def least_kept(channels: int, share: float, multiple: int) -> int:
+    """Return the fewest of ``channels`` that are left, in whole multiples, when at most ``share`` of them may go."""
+    return math.ceil(channels * (1 - share) / multiple - 1e-9) * multiple
+
+
 def lowest(importance: Importance, group: ChannelGroup, count: int) -> tuple[int, ...]:
     """Return the ``count`` least important channels of ``group``, ascending; of equal ones those of highest index.
 

@@ -43,8 +43,7 @@ class Chain:
         """For each candidate of each segment: kept bytes, and the most alive in forward and backward, beside what is
         kept below; the latter two with everything that is constant, and the gradients of higher segments.
         """
-        rows = self.instance.segments
-        fixed = self.instance.base + sum(candidates[0].cost.constant for candidates in rows)
+        rows, fixed = self.instance.segments, self._constant
         above = sum(candidates[0].cost.gradients for candidates in rows)
         needs = []
         for candidates in rows:
@@ -60,12 +59,12 @@ class Chain:
     @cached_property
     def _floor(self) -> int:
         """Bytes of the optimizer's moments, whatever is picked."""
-        rows = self.instance.segments
-        fixed = self.instance.base + sum(candidates[0].cost.constant for candidates in rows)
-        return fixed + sum(candidates[0].cost.gradients for candidates in rows) + self.instance.after
+        gradients = sum(candidates[0].cost.gradients for candidates in self.instance.segments)
+        return self._constant + gradients + self.instance.after
 
     @cached_property
     def _constant(self) -> int:
+        """Bytes that are there throughout, whatever is picked."""
         return self.instance.base + sum(candidates[0].cost.constant for candidates in self.instance.segments)
 
     def least_bytes(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from memplan.errors import UsageError, did_you_mean
 from memplan.graph.step_graph import StepGraph
-from memplan.methods.pruning import Importance, PrunedGroup, lowest, pruned_group
+from memplan.methods.pruning import Importance, PrunedGroup, least_kept, lowest, pruned_group
 from memplan.planner.segments import Segments
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class PruningSteps:
 
     def _count(self, group: ChannelGroup, step: int) -> int:
         multiple = math.lcm(self.round_to, group.divisor)
-        kept = math.ceil(group.channels * (1 - self.shares[step]) / multiple - 1e-9) * multiple
+        kept = least_kept(group.channels, self.shares[step], multiple)
         return min(max(kept, multiple), group.channels)
 
 

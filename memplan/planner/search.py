@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from memplan.memory.optimizers import Implementation
-from memplan.planner.instance import AIMS, Aim, peak_of, score
+from memplan.planner.instance import AIMS, Aim, Instance, peak_of, score
 from memplan.planner.options import Choice
 from memplan.planner.records import ORDERS, Found, Measured, Wanted
 from memplan.planner.solver import Solution, may_fit, solve
@@ -50,7 +50,7 @@ class Search:
         self._measured: dict[Choice, Measured] = {}
         self._repeats = 0
         self._unsplit: set[int] = set()  # depths at which the model's forward does not run in parts
-        self._extra: dict[tuple[int, int | None], int] = {}
+        self._extra: dict[tuple[int, int], int] = {}  # by depth and samples at a time
 
     def best(self) -> Found | None:
         """Return the best choice that fits, or ``None`` when none does."""
@@ -90,21 +90,8 @@ class Search:
 
     def _may_fit(self, depth: int, limit: int) -> bool:
         """Whether a bound that takes no search leaves hope for one depth."""
-        samples = self.wanted.batch if self._samples(depth, None, fused=True) == self.wanted.batch else 1
-        part = None if samples == self.wanted.batch else samples
-        return any(
-            may_fit(
-                self.table.instance(
-                    depth,
-                    self.how(fused=fused),
-                    share=samples / self.wanted.batch,
-                    extra=self._extra.get((depth, part), 0),
-                    flops_limit=self.wanted.flops_limit,
-                ),
-                limit,
-            )
-            for fused in self.wanted.fused
-        )
+        samples = self._samples(depth, None, fused=True)
+        return any(may_fit(self._instance(depth, samples, fused=fused), limit) for fused in self.wanted.fused)
 
     def smallest(self) -> tuple[Choice, int]:
         """Return the choice with the least bytes, and the bytes of its recorded step."""
@@ -184,12 +171,8 @@ class Search:
         if samples is not None and not measured.split:
             self._unsplit.add(candidacy.depth)
         elif samples is not None and measured.in_prefix:
-            how = self.how(fused=candidacy.choice.fused_update)
-            known = self._extra.get((candidacy.depth, samples), 0)
-            share = samples / self.wanted.batch
-            self._extra[candidacy.depth, samples] = (
-                known + measured.bytes - self.table.frozen_bytes(candidacy.depth, how, share, known)
-            )
+            expected = self._frozen_bytes(candidacy.depth, samples, fused=candidacy.choice.fused_update)
+            self._extra[candidacy.depth, samples] = self._beyond(candidacy.depth, samples) + measured.bytes - expected
         return measured
 
     def _solved(self, depth: int, room: int | None, *, settled: bool = False) -> Candidacy | None:
@@ -219,13 +202,7 @@ class Search:
             smallest = self._with_updates(depth, None, ("memory",), fused=fused)
             samples = samples if smallest is None else self._samples(depth, min(room, smallest.bytes), fused=fused)
         part = None if samples == self.wanted.batch else samples
-        instance = self.table.instance(
-            depth,
-            self.how(fused=fused),
-            share=samples / self.wanted.batch,
-            extra=self._extra.get((depth, part), 0),
-            flops_limit=self.wanted.flops_limit,
-        )
+        instance = self._instance(depth, samples, fused=fused)
         solution = solve(instance, room, order)
         if solution is None:
             return None
@@ -247,18 +224,32 @@ class Search:
         batch = self.wanted.batch
         if depth == self.table.count or not self.wanted.split or batch < 2 or depth in self._unsplit:
             return batch
-        how = self.how(fused=fused)
         if room is None:
-            single, whole = (
-                self.table.frozen_bytes(depth, how, samples / batch, self._extra.get((depth, part), 0))
-                for samples, part in ((1, 1), (batch, None))
-            )
+            single, whole = (self._frozen_bytes(depth, samples, fused=fused) for samples in (1, batch))
             return 1 if single < whole else batch
         for samples in range(batch, 0, -1):
-            extra = self._extra.get((depth, None if samples == batch else samples), 0)
-            if self.table.frozen_bytes(depth, how, samples / batch, extra) <= room:
+            if self._frozen_bytes(depth, samples, fused=fused) <= room:
                 return samples
         return 0
+
+    def _instance(self, depth: int, samples: int, *, fused: bool) -> Instance:
+        """Return the problem at one depth, with the frozen part run ``samples`` at a time."""
+        return self.table.instance(
+            depth,
+            self.how(fused=fused),
+            share=samples / self.wanted.batch,
+            extra=self._beyond(depth, samples),
+            flops_limit=self.wanted.flops_limit,
+        )
+
+    def _frozen_bytes(self, depth: int, samples: int, *, fused: bool) -> int:
+        """Return the most that is alive while the frozen part runs ``samples`` at a time."""
+        share, extra = samples / self.wanted.batch, self._beyond(depth, samples)
+        return self.table.frozen_bytes(depth, self.how(fused=fused), share, extra)
+
+    def _beyond(self, depth: int, samples: int) -> int:
+        """Return what the frozen part was found to need beyond its share of the whole batch."""
+        return self._extra.get((depth, samples), 0)
 
     def how(self, *, fused: bool) -> Implementation:
         """Return how the optimizer updates, during the backward or after it."""

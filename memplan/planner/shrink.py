@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from memplan.methods.pruning import Importance
+from memplan.methods.pruning import Importance, least_kept
 
 if TYPE_CHECKING:
     from memplan.graph.channels.records import ChannelGroup
@@ -71,8 +71,7 @@ def _room(group: ChannelGroup, free: bool, multiple: int, max_prune: float | Non
         return room(group.channels, group.pinned, "pinned")
     if not free:
         return room(group.channels, "to be kept", "kept")
-    left = 0.0 if max_prune is None else group.channels * (1 - max_prune)
-    least = math.ceil(left / multiple - 1e-9) * multiple
+    least = least_kept(group.channels, 1.0 if max_prune is None else max_prune, multiple)
     if max_prune is not None and least > multiple:
         return room(least, f"at most {max_prune:g} of them may go", "share")
     return room(multiple, f"kept in multiples of {multiple}", "multiple")

@@ -153,10 +153,6 @@ class Table:
         alone = {step: costs for step, costs in self.alone.items() if step == 0}
         return replace(self, trained=trained, frozen={0: self.frozen[0]}, alone=alone)
 
-    def works(self, segment: int) -> bool:
-        """Whether a segment has anything to do."""
-        return next(iter(self.trained.values()))["in-backward"].segments[segment].work > 0
-
     def constant_bytes(self, depth: int, implementation: Implementation) -> int:
         """Return the bytes of parameters, buffers, inputs and the optimizer's state with ``depth`` trained segments."""
         rows = self.fixed(depth, implementation, [(PLAIN, 0)] * self.count)

@@ -151,8 +151,8 @@ def test_the_price_decides_whether_a_product_is_repeated() -> None:
     assert recomputed(graph) == [0]
     assert recomputed(graph, flops_per_byte=30.0) == []
     assert recomputed(graph, flops_per_byte=0.0) == []
-    assert recomputed(graph, layers=[]) == []
-    assert recomputed(graph, layers=[0]) == [0]
+    assert recomputed(graph, flops_per_byte={}) == []
+    assert recomputed(graph, flops_per_byte={0: FLOPS_PER_BYTE}) == [0]
 
 
 def test_what_is_touched_is_counted_in_the_bytes_of_its_dtype() -> None:
