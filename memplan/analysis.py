@@ -112,7 +112,9 @@ def analyze(
             counted = account(steps.step(method, blocks), accounting, masked=signed)
         gradients = "exact" if plan is None else plan.gradients
         rows.append(
-            MethodFootprint(method.name, blocks, who, footprint, fits, gradients, how, plan=plan, accounted=counted)
+            MethodFootprint(
+                method.name, blocks, who, footprint, fits, gradients, how, plan=plan, accounted=counted, step=ran.step
+            )
         )
     seconds = time.perf_counter() - started
     notes = tuple(dict.fromkeys(_notes(about, steps, rows)))

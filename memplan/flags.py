@@ -67,4 +67,6 @@ def planned_by_flags(steps: Steps, rehearsal: Rehearsal, wanted: Wanted, setting
         search=SearchReport("bisection", (("depth", float(low)),), float(low), 0.0, 0, len(tried), 0.0),
         next=upgrades,
         seconds=(recorded - started, 0.0),
+        step=steps_of[low],
+        stock_step=rehearsal.stock,
     )

@@ -232,6 +232,8 @@ class Planning:
             next=tuple(upgrades_of(search, self.rehearsal, found, recorded=not self._request.brief)),
             notes=(*self._notes, *plan.notes),
             seconds=(recorded - self._started, time.perf_counter() - recorded),
+            step=rehearsed.step,
+            stock_step=self.rehearsal.stock,
         )
 
     def _wanted_of(self, request: Request) -> Wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from memplan.graph.records import Block, Machine
+from memplan.graph.step_graph import StepGraph
 from memplan.memory import Footprint, Implementation
 from memplan.memory.accounting import Accounted
 from memplan.methods import Plan
@@ -36,6 +37,7 @@ class MethodFootprint:
     ``runner`` is who runs the step: ``stock`` is PyTorch with ``requires_grad`` alone, ``memplan`` what
     :func:`memplan.apply` gives, by ``plan``. ``gradients`` says whether they are those of plain training of the same
     parameters, ``implementation`` how the optimizer updates. ``accounted`` is a published way to count, if asked for.
+    ``step`` is the recorded step that was priced.
     """
 
     name: str
@@ -47,6 +49,7 @@ class MethodFootprint:
     implementation: Implementation = "loop"
     plan: Plan | None = None
     accounted: Accounted | None = None
+    step: StepGraph | None = field(default=None, repr=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -124,7 +127,7 @@ class Verification:
 
     ``rss_bytes`` is the process's high-water mark over the steps, ``rss_before_bytes`` what the process held before the
     model was built; both are ``None`` unless asked for. ``budgeted_bytes`` are what was measured of that which
-    ``budget`` is on.
+    ``budget`` is on. ``footprint`` and ``step`` are those of the prediction.
     """
 
     setting: Setting
@@ -140,6 +143,8 @@ class Verification:
     notes: tuple[str, ...] = field(default=())
     budget: Budget | None = None
     budgeted_bytes: int | None = None
+    footprint: Footprint | None = field(default=None, repr=False, compare=False)
+    step: StepGraph | None = field(default=None, repr=False, compare=False)
 
     @property
     def fits(self) -> bool | None:
@@ -219,7 +224,7 @@ class Planned:
 
     ``bytes`` are those that the budget is on, of ``footprint``: the step of the planned model, recorded. ``stock`` is
     full fine-tuning by stock PyTorch. ``next`` says what a larger budget would give. ``seconds`` are those of recording
-    the options and of the search.
+    the options and of the search. ``step`` and ``stock_step`` are the recorded steps of the two footprints.
     """
 
     setting: Setting
@@ -238,6 +243,8 @@ class Planned:
     next: tuple[Upgrade, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: tuple[float, float] = (0.0, 0.0)
+    step: StepGraph | None = field(default=None, repr=False, compare=False)
+    stock_step: StepGraph | None = field(default=None, repr=False, compare=False)
 
     @property
     def margin_bytes(self) -> int:

@@ -145,6 +145,8 @@ def verify(
         notes=() if plan is None else plan.notes,
         budget=None if limit is None else Budget(limit, budget_of),
         budgeted_bytes=None if limit is None else _budgeted(footprint, measured, budget_of),
+        footprint=footprint,
+        step=ran.step,
     )
 
 
