@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memplan.analysis import analyze
     from memplan.application import apply, load_plan, optimizer, restore, trained_parameters
+    from memplan.checking import check
     from memplan.errors import AnalysisError, BudgetError, MemplanError, UsageError
     from memplan.front import pareto
+    from memplan.gate.records import Reading, Verdict
     from memplan.graph.step_graph import StepGraph
     from memplan.layers.fused_update import FusedUpdate
     from memplan.memory.footprint import Footprint
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "analyze": "memplan.analysis",
     "apply": "memplan.application",
+    "check": "memplan.checking",
     "load_plan": "memplan.application",
     "measured_peak": "memplan.transform.measure",
     "optimizer": "memplan.application",
@@ -54,10 +57,12 @@ _HOMES = {
     "Method": "memplan.methods",
     "Plan": "memplan.methods",
     "Planned": "memplan.results",
+    "Reading": "memplan.gate.records",
     "StepGraph": "memplan.graph.step_graph",
     "StepRecord": "memplan.tracing.record",
     "Treatment": "memplan.methods.treatments.record",
     "UsageError": "memplan.errors",
+    "Verdict": "memplan.gate.records",
     "Verification": "memplan.results",
 }
 
@@ -74,13 +79,16 @@ __all__ = [
     "Method",
     "Plan",
     "Planned",
+    "Reading",
     "StepGraph",
     "StepRecord",
     "Treatment",
     "UsageError",
+    "Verdict",
     "Verification",
     "analyze",
     "apply",
+    "check",
     "load_plan",
     "measured_peak",
     "optimizer",

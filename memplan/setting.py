@@ -24,7 +24,7 @@ def implementation_of(foreach: bool | None, device: str) -> Implementation:
 
 def setting_of(subject: Subject, steps: Steps, optimizer: str, implementation: Implementation) -> Setting:
     """Return the record of what is analysed and how its step runs."""
-    from memplan.tracing.record import machine_of
+    from memplan.tracing.machine import machine_of
 
     module, args, kwargs = steps.model.module, steps.model.args, steps.model.kwargs
     floats = [tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()]

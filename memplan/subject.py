@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from memplan.errors import AnalysisError, UsageError, did_you_mean
-from memplan.sources import format_shape, resolve
+from memplan.shapes import format_shape
+from memplan.sources import resolve
 from memplan.sources.records import Source
 
 if TYPE_CHECKING:

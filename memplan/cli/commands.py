@@ -12,6 +12,7 @@ from memplan import __version__
 from memplan.cli.applying import apply
 from memplan.cli.border import Commands
 from memplan.cli.from_plan import PlanGiven, check_model, notes_on, plan_given
+from memplan.cli.gating import gate
 from memplan.cli.options import (
     JSON_OPTION,
     K_OPTION,
@@ -258,5 +259,5 @@ def methods() -> None:
     print_report(methods_report())
 
 
-for command in (apply, plan, pareto, explain, diff, prune):
+for command in (apply, plan, pareto, explain, diff, prune, gate):
     main.add_command(command)

@@ -89,7 +89,8 @@ def _dtypes() -> Iterable[str]:
     return DTYPES
 
 
-def _optimizers() -> Iterable[str]:
+def optimizer_names() -> Iterable[str]:
+    """Return the names of all optimizers."""
     from memplan.memory import OPTIMIZERS
 
     return OPTIMIZERS
@@ -164,7 +165,7 @@ PLANNED_MODEL_OPTIONS: Final = (
 PLAN_ARGUMENT: Final = click.argument("plan_file", metavar="[PLAN]", required=False)
 STEP_OPTIONS: Final = (
     click.option(
-        "--optimizer", type=Named("optimizer", _optimizers), default="sgd", show_default=True, help="Who updates."
+        "--optimizer", type=Named("optimizer", optimizer_names), default="sgd", show_default=True, help="Who updates."
     ),
     click.option("--foreach/--no-foreach", default=None, help="Update all parameters at once, or one by one."),
 )
@@ -258,7 +259,7 @@ def subject_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options as the library's functions take them."""
     shape, loss = options["input_shape"], options["loss"]
     if shape is not None:
-        from memplan.sources import parse_shape
+        from memplan.shapes import parse_shape
 
         options["input_shape"] = parse_shape(shape)
     if loss is not None:

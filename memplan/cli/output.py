@@ -143,3 +143,18 @@ def progress_line() -> Iterator[Callable[[str], None]]:
         yield progress.tell
     finally:
         progress.close()
+
+
+@contextlib.contextmanager
+def progress_bar(noun: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function that tells how many are done, of how many, and which: a bar, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(noun), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

@@ -254,7 +254,7 @@ def _write_picture(path: Path, drawn: bytes) -> None:
 
 def _asked(model: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return what a plan's file says of the request, before options are resolved."""
-    from memplan.sources import parse_shape
+    from memplan.shapes import parse_shape
 
     model_options = ("classes", "dtype", "weights", "loss")
     bounds = ("k", "min_k", "max_flops", "max_prune", "lossless", "allow", "forbid", "keep")

@@ -9,7 +9,13 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 #: Records whose numbers may be below zero, by class and field.
-_SIGNED = {("SearchReport", "error"), ("SearchReport", "bound"), ("SearchReport", "gap"), ("SearchReport", "score")}
+_SIGNED = {
+    ("SearchReport", "error"),
+    ("SearchReport", "bound"),
+    ("SearchReport", "gap"),
+    ("SearchReport", "score"),
+    ("Reading", "rest_bytes"),
+}
 
 
 def decoded(kind: Any, value: Any, where: str) -> Any:

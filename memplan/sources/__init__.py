@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from memplan.errors import UsageError, did_you_mean
 from memplan.sources.records import BuiltModel, InputSpec, Request, Source, SourceKind
-from memplan.sources.shapes import format_shape, parse_shape
 
 if TYPE_CHECKING:
     from memplan.sources.construction import build, build_module, make_inputs
@@ -31,9 +30,7 @@ __all__ = [
     "SourceKind",
     "build",
     "build_module",
-    "format_shape",
     "make_inputs",
-    "parse_shape",
     "resolve",
 ]
 

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, Final
 
 from memplan.errors import UsageError, did_you_mean
+from memplan.shapes import choose_shape
 from memplan.sources.records import InputSpec, Request, Source
-from memplan.sources.shapes import choose_shape
 
 PACKAGE: Final = "memplan"
 

@@ -7,9 +7,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from memplan.errors import UsageError, did_you_mean
+from memplan.shapes import choose_shape
 from memplan.sources.packages import import_library
 from memplan.sources.records import InputSpec, Request, Source
-from memplan.sources.shapes import choose_shape
 
 PACKAGE: Final = "torchvision"
 

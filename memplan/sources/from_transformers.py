@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any, Final
 
 from memplan.errors import AnalysisError, UsageError, did_you_mean
+from memplan.shapes import choose_shape
 from memplan.sources.packages import import_library
 from memplan.sources.quiet import first_line, quietly
 from memplan.sources.records import InputSpec, Request, Source
-from memplan.sources.shapes import choose_shape
 
 PACKAGE: Final = "transformers"
 

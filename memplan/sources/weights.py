@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from memplan.errors import AnalysisError, UsageError
+from memplan.shapes import format_shape
 from memplan.sources.quiet import first_line, quietly
-from memplan.sources.shapes import format_shape
 
 NESTED_KEYS: Final = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts keep the state dict in a checkpoint."""

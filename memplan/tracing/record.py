@@ -13,11 +13,12 @@ from torch.fx import Graph
 from torch.nn.modules import module as module_hooks
 
 from memplan.graph.blocks import find_blocks
-from memplan.graph.records import Buffer, Layer, Machine, Parameter, Phase
+from memplan.graph.records import Buffer, Layer, Parameter, Phase
 from memplan.graph.step_graph import StepGraph
 from memplan.tracing.fake import FakeModel, fake_model
 from memplan.tracing.fx import fx_graph
 from memplan.tracing.lowering import lower
+from memplan.tracing.machine import machine_of
 from memplan.tracing.recorder import Call, Recorder
 from memplan.tracing.step import Loss, forward_of, run_step, tensors_in, uncollected
 
@@ -121,13 +122,6 @@ def layers_of(module: torch.nn.Module) -> Iterator[Layer]:
     containers = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
     for index, (path, child) in enumerate(module.named_modules()):
         yield Layer(index, path, type(child).__name__, type(child) in containers)
-
-
-def machine_of(device: torch.device) -> Machine:
-    """Return what decides the bytes of kernels on ``device``, as this process would run them."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    version = torch.__version__.split("+")[0]
-    return Machine(device.type, capability if device.type == "cpu" else "", torch.get_num_threads(), version)
 
 
 def _parameters(

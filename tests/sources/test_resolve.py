@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from memplan.errors import AnalysisError, UsageError
-from memplan.sources import InputSpec, Source, format_shape, parse_shape, resolve
+from memplan.shapes import format_shape, parse_shape
+from memplan.sources import InputSpec, Source, resolve
 from memplan.sources.kinds import ALIASES
 
 

@@ -1,0 +1,254 @@
+"""check: what a step needs, held to limits; the same bytes on every machine, and a verdict instead of an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from memplan.analysis import runners_of
+from memplan.errors import AnalysisError, UsageError, did_you_mean
+from memplan.gate.growth import Growth, growth_bytes, parse_growth
+from memplan.gate.judge import judged, unanalysed
+from memplan.gate.records import INSTRUCTION_SET, THREADS, Check, LayerPart, Limits, Reading, Verdict
+from memplan.memory import Implementation, price
+from memplan.memory.estimate import lower_estimate, upper_estimate
+from memplan.memory.optimizers import optimizer_rule
+from memplan.memory.parts import MEASURANDS, Measurand, Parts, parts_of
+from memplan.methods import Plan, method_named
+from memplan.remedies import remedies_for
+from memplan.setting import RUNNERS, budget_in_bytes, implementation_of, setting_of
+from memplan.shapes import format_shape
+from memplan.steps import RunnerStep, Steps
+from memplan.subject import Subject, subject_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from memplan.graph.step_graph import StepGraph
+    from memplan.memory import Footprint
+
+
+def check(
+    model: str | nn.Module,
+    inputs: Any = None,
+    *,
+    limit: int | str | None = None,
+    of: Measurand = "peak",
+    method: str | Plan = "full",
+    k: int | None = None,
+    runner: str | None = None,
+    treatments: Sequence[str] = (),
+    optimizer: str = "sgd",
+    foreach: bool | None = None,
+    max_growth: str | None = None,
+    min_growth: int | str = 0,
+    baseline: Reading | Verdict | None = None,
+    strict: bool = False,
+    suggest: bool = True,
+    name: str | None = None,
+    threads: int = THREADS,
+    instruction_set: str = INSTRUCTION_SET,
+    progress: Callable[[str], None] = lambda _: None,
+    **subject: Any,
+) -> Verdict:
+    """Return the verdict on one training step of ``model``: whether it holds, why not, and what would help.
+
+    A limit that is not held and a model that cannot be analysed are verdicts, not exceptions. Bytes are those of a
+    named machine, so that they are the same everywhere; what is compared is the upper estimate.
+
+    Args:
+        model: a spec such as ``"mobilenet_v3"``, or a module, which is not changed.
+        inputs: for a module, what its forward takes.
+        limit: bytes, or text such as ``"64MB"``, that must not be exceeded.
+        of: what is limited: the allocator's ``peak``, what is ``saved`` for the backward, or the most that is
+            ``temp``.
+        method: what trains: a method's name, or a plan.
+        k: blocks that train, for methods that take it.
+        runner: ``stock`` or ``memplan``; by default stock for what it can run with ``requires_grad`` alone.
+        treatments: further treatments of all layers under memplan's runner.
+        optimizer: ``sgd``, ``momentum``, ``adam`` or ``adamw``.
+        foreach: whether the optimizer updates all parameters together; ``None`` is PyTorch's default for the device.
+        max_growth: how much more than the baseline is allowed: ``"2%"`` or ``"1MB"``.
+        min_growth: bytes up to which growth is let pass.
+        baseline: what growth is measured from: the verdict or reading of an earlier check.
+        strict: whether what could not be priced fails the check.
+        suggest: whether ways back under the limit are looked for when it is exceeded.
+        name: how the check is called in sentences; by default the model's name.
+        threads: of the machine that the step is priced for.
+        instruction_set: of that machine: ``DEFAULT``, ``AVX2``, ``AVX512`` or ``AMX``.
+        progress: told what is being done.
+        **subject: ``batch_size``, ``input_shape`` and so on; see :func:`memplan.subject.subject_of`.
+
+    Raises:
+        UsageError: a name, size or combination that cannot be understood.
+    """
+    from memplan.tracing.machine import named_machine
+
+    limits = Limits(budget_in_bytes(limit), _growth(max_growth), _least(min_growth))
+    _check_names(of, runner, optimizer)
+    about = subject_of(model, inputs, **subject)
+    asked = Check(
+        name=name or about.name,
+        model=about.name,
+        of=of,
+        limits=limits,
+        method=method.method if isinstance(method, Plan) else method_named(method).name,
+        k=k,
+        treatments=tuple(treatments),
+        runner=runner,
+        optimizer=optimizer,
+        foreach=foreach,
+        strict=strict,
+    )
+    before = baseline.reading if isinstance(baseline, Verdict) else baseline
+    try:
+        with named_machine(threads, instruction_set):
+            progress(f"recording {about.name}")
+            steps = Steps(about)
+            found = reading_of(steps, asked, method if isinstance(method, Plan) else None)
+            return with_remedies(judged(asked, found, before), steps, suggest=suggest, progress=progress)
+    except AnalysisError as error:
+        return unanalysed(asked, str(error), before)
+
+
+def subject_for(check: Check) -> Subject:
+    """Return the subject that a check names.
+
+    Raises:
+        UsageError, AnalysisError: see :func:`memplan.subject.subject_of`.
+    """
+    options = dict(check.subject)
+    if "loss" in options:
+        from memplan.sources.from_python import import_function
+
+        options["loss"] = import_function(options["loss"], "loss")
+    return subject_of(check.model, **options)
+
+
+def plan_for(check: Check) -> Plan | None:
+    """Return the plan in the file that a check names, if it names one.
+
+    Raises:
+        UsageError: the file holds no plan.
+    """
+    if check.plan is None:
+        return None
+    from memplan.reports.plan_file import read_plan
+
+    return read_plan(Path(check.plan))[0]
+
+
+def reading_of(steps: Steps, check: Check, plan: Plan | None = None) -> Reading:
+    """Return what the step of a check needs, with ``plan`` in the place of its method.
+
+    Raises:
+        UsageError, AnalysisError: a combination that does not work, or the step cannot be recorded.
+    """
+    how = implementation_of(check.foreach, steps.model.device.type)
+    ran, runner, label = _ran(steps, check, plan, how)
+    footprint = price(ran.step, check.optimizer, ran.implementation)
+    parts = parts_of(ran.step, footprint, check.of, ran.implementation)
+    # The first step, before the optimizer has state, needs less but for updates that meet the last activations.
+    first = max(0, footprint.first_step_peak_bytes - footprint.peak_bytes) if check.of == "peak" else 0
+    predicted = parts.bytes + first
+    setting = setting_of(steps.subject, steps, check.optimizer, ran.implementation)
+    return Reading(
+        of=check.of,
+        bytes=upper_estimate(predicted, check.of),
+        predicted_bytes=predicted,
+        lower_bytes=lower_estimate(predicted, check.of),
+        where=_where(ran.step, footprint, parts),
+        model=setting.model,
+        inputs=setting.inputs,
+        dtype=setting.dtype if setting.amp is None else f"{setting.dtype}, autocast {setting.amp}",
+        method=label,
+        runner=runner,
+        optimizer=f"{setting.optimizer} ({setting.implementation})",
+        machine=setting.machine,
+        rest_bytes=parts.rest + first,
+        layers=tuple(_layers(ran.step, footprint, parts)),
+        unpriced=footprint.unpriced,
+    )
+
+
+def with_remedies(
+    verdict: Verdict, steps: Steps, *, suggest: bool = True, progress: Callable[[str], None] = lambda _: None
+) -> Verdict:
+    """Return a verdict with the cheapest ways back under its limit, where it fails one."""
+    limit = verdict.limit_bytes
+    exceeded = any(failure.kind in ("budget", "growth") for failure in verdict.failures)
+    if not suggest or not exceeded or limit is None:
+        return verdict
+    progress(f"looking for ways back: {verdict.check.name}")
+    return replace(verdict, remedies=remedies_for(steps, verdict.check, limit))
+
+
+def _ran(steps: Steps, check: Check, plan: Plan | None, how: Implementation) -> tuple[RunnerStep, str, str]:
+    if plan is not None:
+        step = RunnerStep(steps.run(plan), "in-backward" if plan.fused_update else how, plan)
+        return step, "memplan", f"plan {plan.label}"
+    method = method_named(check.method)
+    blocks = steps.settled_k(method, check.k)
+    runner = runners_of(method, check.runner)[0]
+    step = steps.by_runner(
+        runner, method, blocks, treatments=check.treatments, optimizer=check.optimizer, implementation=how
+    )
+    return step, runner, method.name if blocks is None else f"{method.name} k={blocks}"
+
+
+def _where(graph: StepGraph, footprint: Footprint, parts: Parts) -> str:
+    """Return the moment at which the quantity is largest, in words."""
+    if parts.moment is None:
+        return "end of the forward"
+    if parts.moment >= len(graph.ops):
+        return "optimizer.step"
+    op = graph.ops[parts.moment]
+    layer = graph.layers[op.layer].path
+    name = op.name.split(".")[1] if op.name.count(".") else op.name
+    return f"{footprint.timeline.phases[parts.moment]} of {layer or 'the model itself'}, {name}"
+
+
+def _layers(graph: StepGraph, footprint: Footprint, parts: Parts) -> Iterator[LayerPart]:
+    """Yield the layers that have bytes of any kind, in the model's order."""
+    outputs = {op.layer: op.outputs for op in graph.ops if op.phase == "forward"}
+    trained = {parameter.layer for parameter in graph.parameters if parameter.trains}
+    index_of = {layer.path: layer.index for layer in graph.layers}
+    own = {index_of[layer.path]: layer for layer in footprint.layers}
+    for index in sorted({*own, *parts.layers}):
+        layer, bytes_of = graph.layers[index], own.get(index)
+        shape = next((view.shape for view in outputs.get(index, ()) if view is not None), ())
+        yield LayerPart(
+            layer=layer.path,
+            type=layer.type,
+            output=format_shape(shape) if shape else "",
+            trains=index in trained,
+            bytes=parts.layers.get(index, 0),
+            saved_bytes=0 if bytes_of is None else bytes_of.saved_bytes,
+            temp_bytes=0 if bytes_of is None else bytes_of.temp_bytes,
+            held_bytes=0
+            if bytes_of is None
+            else bytes_of.parameter_bytes + bytes_of.gradient_bytes + bytes_of.state_bytes,
+        )
+
+
+def _growth(text: str | None) -> Growth | None:
+    return None if text is None else parse_growth(text)
+
+
+def _least(value: int | str) -> int:
+    if isinstance(value, str):
+        return growth_bytes(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UsageError(f"min_growth is a number of bytes from 0 on or text such as '1MB', not {value!r}")
+    return value
+
+
+def _check_names(of: str, runner: str | None, optimizer: str) -> None:
+    _known: Final = {"quantity": (of, MEASURANDS), "runner": (runner, (None, *RUNNERS))}
+    for what, (name, known) in _known.items():
+        if name not in known:
+            names = [str(each) for each in known if each is not None]
+            raise UsageError(f"no {what} {name!r}{did_you_mean(str(name), names)}; choose one of {', '.join(names)}")
+    optimizer_rule(optimizer)

@@ -1,0 +1,1 @@
+"""Limits on training memory, baselines, and what continuous integration reads of them."""

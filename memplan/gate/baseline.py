@@ -1,0 +1,170 @@
+"""The file of what every check needed when it was last accepted: one entry for a check, one line for a layer."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from memplan.errors import UsageError
+from memplan.gate.records import Reading
+from memplan.memory.estimate import lower_estimate, upper_estimate
+from memplan.reports.decoding import decoded
+from memplan.reports.files import write_whole
+from memplan.reports.machine import to_text
+
+SCHEMA: Final = "memplan.baseline/1"
+BASELINE_FILE: Final = "memplan-baseline.json"
+
+_NEXT: Final = "write it again with --update-baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What was accepted: readings by the name of a check, and by the node id of a pytest test.
+
+    ``torch`` is the version that the entries were written with; ``origin`` names the file, and the revision it is from.
+    """
+
+    checks: Mapping[str, Reading] = field(default_factory=dict)
+    tests: Mapping[str, Reading] = field(default_factory=dict)
+    torch: str = ""
+    origin: str = ""
+
+
+def baseline_text(baseline: Baseline, version: str) -> str:
+    """Return the text of a baseline's file, sorted by name so that a change shows as few lines; ``version`` is
+    memplan's.
+    """
+    return to_text(
+        {
+            "schema": SCHEMA,
+            "memplan": version,
+            "torch": baseline.torch,
+            "checks": _entries(baseline.checks),
+            "tests": _entries(baseline.tests),
+        }
+    )
+
+
+def _entries(readings: Mapping[str, Reading]) -> dict[str, Any]:
+    """Return readings as JSON's own types, which know no tuple."""
+    entries: dict[str, Any] = json.loads(json.dumps({name: asdict(readings[name]) for name in sorted(readings)}))
+    return entries
+
+
+def write_baseline(path: Path, baseline: Baseline, version: str) -> None:
+    """Write a baseline's file, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    write_whole(path, baseline_text(baseline, version))
+
+
+def read_baseline(path: Path, ref: str | None = None) -> Baseline | None:
+    """Return the baseline in a file, or as it was in the git revision ``ref``; ``None`` where there is no such file.
+
+    Raises:
+        UsageError: it cannot be read, is of another schema, or was changed by hand so that it contradicts itself.
+    """
+    text = _file_text(path) if ref is None else _text_at(path, ref)
+    origin = str(path) if ref is None else f"{path} at {ref}"
+    return None if text is None else baseline_from(text, origin)
+
+
+def baseline_from(text: str, origin: str) -> Baseline:
+    """Return the baseline that a file's text holds; ``origin`` names the file for errors.
+
+    Raises:
+        UsageError: see :func:`read_baseline`.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{origin}:{error.lineno}: this is not JSON: {error.msg}; {_NEXT}") from error
+    except RecursionError as error:
+        raise UsageError(f"{origin}: this is JSON without an end; {_NEXT}") from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        kind = f"of the schema {schema!r}" if schema else "no baseline of memplan"
+        raise UsageError(f"{origin} is {kind}, and this memplan reads {SCHEMA!r}; {_NEXT}")
+    found: dict[str, dict[str, Reading]] = {}
+    for section in ("checks", "tests"):
+        entries = values.get(section)
+        if not isinstance(entries, dict):
+            raise UsageError(f"{origin}: {section} is {entries!r}, not an object; {_NEXT}")
+        found[section] = {name: _reading(entry, name, text, origin) for name, entry in entries.items()}
+    return Baseline(found["checks"], found["tests"], str(values.get("torch", "")), origin)
+
+
+def _reading(entry: Any, name: str, text: str, origin: str) -> Reading:
+    try:
+        reading: Reading = decoded(Reading, entry, name)
+        _check_sums(reading)
+    except ValueError as error:
+        raise UsageError(f"{_place(name, text, origin)}: {error}; {_NEXT}") from error
+    return reading
+
+
+def _check_sums(reading: Reading) -> None:
+    """Raise where an entry is not what memplan can have written."""
+    parts = sum(part.bytes for part in reading.layers) + reading.rest_bytes
+    if parts != reading.predicted_bytes:
+        raise ValueError(
+            f"predicted_bytes is {reading.predicted_bytes:,}, but the parts add up to {parts:,}: it was changed by hand"
+        )
+    low, high = (
+        estimate(reading.predicted_bytes, reading.of) - reading.predicted_bytes
+        for estimate in (lower_estimate, upper_estimate)
+    )
+    # Another release may know the accuracy better; a limit that is far off was not written by any.
+    if not reading.predicted_bytes + 20 * min(low, -1) <= reading.bytes <= reading.predicted_bytes + 20 * max(high, 1):
+        raise ValueError(
+            f"bytes is {reading.bytes:,} where {reading.predicted_bytes:,} are predicted: it was changed by hand"
+        )
+
+
+def _place(name: str, text: str, origin: str) -> str:
+    """Return the file and the line of an entry."""
+    match = re.search(rf"^\s*{re.escape(json.dumps(name))}: ", text, re.MULTILINE)
+    return origin if match is None else f"{origin}:{text.count(chr(10), 0, match.end()) + 1}"
+
+
+def _file_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the baseline {str(path)!r} is not text; {_NEXT}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read the baseline {str(path)!r}: {error.strerror}; name another file") from error
+
+
+def _text_at(path: Path, ref: str) -> str | None:
+    """Return a file's text in a revision; ``None`` where that revision has no such file."""
+    if ref.startswith("-"):
+        raise UsageError(f"no git revision {ref!r}; name a branch, a tag or a commit")
+    folder = path.resolve().parent
+    if _git(folder, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}").returncode:
+        inside = _git(folder, "rev-parse", "--is-inside-work-tree").returncode == 0
+        reason = "has no such revision" if inside else "is not in a git repository"
+        raise UsageError(
+            f"cannot read the baseline at {ref!r}: {str(folder)!r} {reason}; fetch it first, or leave out the revision"
+        )
+    shown = _git(folder, "show", f"{ref}:./{path.name}")
+    return shown.stdout if shown.returncode == 0 else None
+
+
+def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, encoding="utf-8", check=False
+        )
+    except OSError as error:
+        raise UsageError(f"cannot run git: {error.strerror}; install it, or read the baseline from a file") from error

@@ -1,0 +1,368 @@
+"""The checks of a configuration's file and their shared defaults: each value is read once, every error has its line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from memplan.errors import MemplanError, UsageError, did_you_mean
+from memplan.gate.baseline import BASELINE_FILE
+from memplan.gate.growth import Growth, growth_bytes, parse_growth
+from memplan.gate.lines import line_of
+from memplan.gate.records import INSTRUCTION_SET, THREADS, Check, Limits, Place
+from memplan.memory import OPTIMIZERS
+from memplan.memory.parts import MEASURANDS
+from memplan.methods import METHODS
+from memplan.shapes import parse_shape
+from memplan.units import parse_bytes
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: The file that is read where none is named.
+CONFIG_FILE: Final = "pyproject.toml"
+
+RUNNERS: Final = ("stock", "memplan")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a file asks of the gate: ``checks`` are those that run, ``names`` those of all that it has.
+
+    ``threads`` and ``instruction_set`` name the machine that steps are priced for.
+    """
+
+    file: Path
+    checks: tuple[Check, ...]
+    names: frozenset[str]
+    baseline: Path
+    threads: int = THREADS
+    instruction_set: str = INSTRUCTION_SET
+    jobs: int = 1
+    require_baseline: bool = False
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"is {value!r}, not a text")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"is {value!r}, not true or false")
+    return value
+
+
+def _count(least: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(f"is {value!r}, not a whole number from {least} on")
+        return value
+
+    return read
+
+
+def _named(known: Mapping[str, Any] | tuple[str, ...]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            hint = did_you_mean(str(value), known) or f"; choose one of {', '.join(known)}"
+            raise UsageError(f"is {value!r}, which is none{hint}")
+        return value
+
+    return read
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UsageError(f"is {value!r}, not a list of texts")
+    return tuple(value)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _count(1)(value)
+    return parse_bytes(_text(value))
+
+
+def _growth(value: Any) -> Growth:
+    if not isinstance(value, str):
+        raise UsageError(f'is {value!r}; write a percentage or a size in quotes, such as "2%" or "1MB"')
+    return parse_growth(value)
+
+
+def _growth_bytes(value: Any) -> int:
+    return _count(0)(value) if isinstance(value, int) else growth_bytes(_text(value))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return parse_shape(_text(value))
+
+
+#: How the value of each key of a check is read; any of them but the name may be a shared default too.
+CHECK_KEYS: Final[dict[str, Callable[[Any], Any]]] = {
+    "name": _text,
+    "model": _text,
+    "of": _named(MEASURANDS),
+    "budget": _size,
+    "max-growth": _growth,
+    "min-growth": _growth_bytes,
+    "method": _named(METHODS),
+    "k": _count(0),
+    "treatments": _texts,
+    "plan": _text,
+    "runner": _named(RUNNERS),
+    "optimizer": _named(OPTIMIZERS),
+    "foreach": _flag,
+    "batch-size": _count(1),
+    "input": _shape,
+    "classes": _count(1),
+    "dtype": _text,
+    "weights": _text,
+    "train": _flag,
+    "amp": _named(("bf16", "fp16")),
+    "loss": _text,
+    "strict": _flag,
+}
+
+#: Keys of the gate itself.
+GATE_KEYS: Final[dict[str, Callable[[Any], Any]]] = {
+    "baseline": _text,
+    "threads": _count(1),
+    "instruction-set": _named(("DEFAULT", "AVX2", "AVX512", "AMX")),
+    "jobs": _count(1),
+    "require-baseline": _flag,
+}
+
+#: Keys of a check that describe the model, by their names as arguments of ``memplan.subject.subject_of``.
+_SUBJECT: Final = {
+    "batch-size": "batch_size",
+    "input": "input_shape",
+    "classes": "classes",
+    "dtype": "dtype",
+    "weights": "weights",
+    "train": "training",
+    "amp": "amp",
+    "loss": "loss",
+}
+
+_CHECKS: Final = "checks"
+
+
+def read_configuration(
+    file: Path | None = None, overrides: Mapping[str, Any] | None = None, *, only: tuple[str, ...] = ()
+) -> Configuration:
+    """Return what a file asks of the gate, by default ``pyproject.toml`` in the current directory.
+
+    Args:
+        file: TOML with a table ``[tool.memplan]``; in a file of another name its keys may stand by themselves.
+        overrides: keys as they are written in the file, and their values, that take the place of every check's own.
+        only: names of checks; by default all.
+
+    Raises:
+        UsageError: the file cannot be read, or asks what cannot be understood; the message names file and line.
+    """
+    path = Path(CONFIG_FILE) if file is None else file
+    text = _text_of(path)
+    reader = _Reader(path, text, *_table_of(path, text))
+    return reader.configuration(overrides or {}, only)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"there is no {str(path)!r} here; write checks under [tool.memplan] in it, or name a file with --config"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the configuration {str(path)!r} is not text; name another file with --config") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {str(path)!r}: {error.strerror}; name another file with --config") from error
+
+
+def _table_of(path: Path, text: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return memplan's table in a file, and where it stands in it."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = getattr(error, "lineno", None) or _line_in(str(error))
+        raise UsageError(f"{Place(str(path), line)}: this is not TOML: {error}; correct it") from error
+    table = values.get("tool", {})
+    table = table.get("memplan") if isinstance(table, dict) else None
+    if isinstance(table, dict):
+        return table, ("tool", "memplan")
+    if path.name == CONFIG_FILE or "tool" in values:
+        raise UsageError(f"{path} has no table [tool.memplan]; write one with [[tool.memplan.checks]] in it")
+    return values, ()
+
+
+def _line_in(message: str) -> int | None:
+    import re
+
+    match = re.search(r"at line (\d+)", message)
+    return int(match[1]) if match else None
+
+
+class _Reader:
+    """Reads one file's table."""
+
+    def __init__(self, path: Path, text: str, table: dict[str, Any], where: tuple[str, ...]) -> None:
+        self._path, self._text, self._table, self._where = path, text, table, where
+
+    def configuration(self, overrides: Mapping[str, Any], only: tuple[str, ...]) -> Configuration:
+        """Return all that the table asks for."""
+        known = {**CHECK_KEYS, **GATE_KEYS, _CHECKS: None}
+        shared: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for key, value in self._table.items():
+            if key == _CHECKS:
+                continue
+            if key not in known or key == "name":
+                raise self._unknown(key, {name: None for name in known if name != "name"}, self._where, None)
+            read = self._read(key, value, self._where, None)
+            (own if key in GATE_KEYS else shared)[key] = read
+        given = {key: self._given(key, value) for key, value in overrides.items()}
+        own.update({key: value for key, value in given.items() if key in GATE_KEYS})
+        above = {key: value for key, value in given.items() if key in CHECK_KEYS}
+        checks = self._checks(shared, above)
+        named = {check.name: check for check in checks}
+        for name in only:
+            if name not in named:
+                hint = did_you_mean(name, named) or f"; its checks are {', '.join(named)}"
+                raise UsageError(f"no check {name!r} in {self._path}{hint}")
+        return Configuration(
+            file=self._path,
+            checks=tuple(check for check in checks if not only or check.name in only),
+            names=frozenset(named),
+            baseline=self._beside(own.get("baseline", BASELINE_FILE), shown="baseline" not in given),
+            threads=own.get("threads", THREADS),
+            instruction_set=own.get("instruction-set", INSTRUCTION_SET),
+            jobs=own.get("jobs", 1),
+            require_baseline=own.get("require-baseline", False),
+        )
+
+    def _checks(self, shared: Mapping[str, Any], above: Mapping[str, Any]) -> list[Check]:
+        entries = self._table.get(_CHECKS)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            heading = ".".join((*self._where, _CHECKS))
+            what = "no checks" if entries is None else f"{_CHECKS} that are no tables"
+            raise UsageError(f"{self._path} has {what}; write each under [[{heading}]], with name and model")
+        checks: list[Check] = []
+        lines: dict[str, int | None] = {}
+        for number, entry in enumerate(entries):
+            where = (*self._where, _CHECKS)
+            values = dict(shared)
+            for key, value in entry.items():
+                if key not in CHECK_KEYS:
+                    raise self._unknown(key, CHECK_KEYS, where, number)
+                values[key] = self._read(key, value, where, number)
+            values.update(above)
+            place = Place(str(self._path), line_of(self._text, where, number=number))
+            if "model" not in values:
+                raise UsageError(f'{place}: this check has no model; write for example model = "mobilenet_v3"')
+            values.setdefault("name", values["model"])
+            check = self._check(values, place, {*entry, *above})
+            if check.name in lines:
+                first = Place(str(self._path), lines[check.name])
+                raise UsageError(f"{place}: a check {check.name!r} is at {first} already; give this one another name")
+            lines[check.name] = place.line
+            checks.append(check)
+        return checks
+
+    def _check(self, values: Mapping[str, Any], place: Place, own: set[str]) -> Check:
+        try:
+            _check_consistent(values, own)
+        except UsageError as error:
+            raise UsageError(f"{place}: check {values['name']!r}: {error}") from error
+        subject = {name: values[key] for key, name in _SUBJECT.items() if key in values}
+        for key in ("weights", "loss"):
+            if key in subject:
+                subject[key] = self._spec(subject[key])
+        plan = values.get("plan")
+        return Check(
+            name=values["name"],
+            model=self._spec(values["model"]),
+            of=values.get("of", "peak"),
+            limits=Limits(values.get("budget"), values.get("max-growth"), values.get("min-growth", 0)),
+            method=values.get("method", "full"),
+            # A shared k is for those checks whose method takes one.
+            k=values.get("k") if METHODS[values.get("method", "full")].needs_k else None,
+            treatments=values.get("treatments", ()),
+            plan=None if plan is None else str(self._beside(plan)),
+            runner=values.get("runner"),
+            optimizer=values.get("optimizer", "sgd"),
+            foreach=values.get("foreach"),
+            strict=values.get("strict", False),
+            subject=tuple(sorted(subject.items())),
+            place=place,
+        )
+
+    def _read(self, key: str, value: Any, where: tuple[str, ...], number: int | None) -> Any:
+        try:
+            return {**CHECK_KEYS, **GATE_KEYS}[key](value)
+        except MemplanError as error:
+            place = Place(str(self._path), line_of(self._text, where, key, number=number))
+            raise UsageError(f"{place}: {_told(key, error)}") from error
+
+    def _given(self, key: str, value: Any) -> Any:
+        try:
+            return {**CHECK_KEYS, **GATE_KEYS}[key](value)
+        except MemplanError as error:
+            raise UsageError(_told(f"--{key}", error)) from error
+
+    def _unknown(self, key: str, known: Mapping[str, Any], where: tuple[str, ...], number: int | None) -> UsageError:
+        place = Place(str(self._path), line_of(self._text, where, key, number=number))
+        hint = did_you_mean(key, known) or f"; choose from {', '.join(known)}"
+        return UsageError(f"{place}: no key {key!r}{hint}")
+
+    def _beside(self, path: str, *, shown: bool = True) -> Path:
+        """Return a path that is relative to the configuration's file, or as it was given on the command line."""
+        return self._path.parent / path if shown else Path(path)
+
+    def _spec(self, text: str) -> str:
+        """Return a spec whose file, if it is one beside the configuration, is found from the current directory."""
+        file, colon, rest = text.partition(":")
+        beside = self._path.parent / file
+        return f"{beside}{colon}{rest}" if ("/" in file or file.endswith(".py")) and beside.exists() else text
+
+
+def _told(key: str, error: MemplanError) -> str:
+    text = str(error)
+    return f"{key} {text}" if text.startswith("is ") else f"{key}: {text}"
+
+
+def _check_consistent(values: Mapping[str, Any], own: set[str]) -> None:
+    """Raise where the keys of a check contradict each other; ``own`` are those that are no shared defaults.
+
+    Raises:
+        UsageError: they do.
+    """
+    budget, growth, least = (values.get(key) for key in ("budget", "max-growth", "min-growth"))
+    if least is not None and growth is None and "min-growth" in own:
+        raise UsageError('min-growth without max-growth says nothing; add max-growth, such as "2%"')
+    if growth is not None and growth.bytes is not None:
+        if least is not None and least > growth.bytes:
+            raise UsageError(
+                f"max-growth {growth.text} can never fail, for growth up to min-growth is let pass, which is more; "
+                "leave one of them out"
+            )
+        if budget is not None and growth.bytes >= budget:
+            raise UsageError(
+                f"max-growth {growth.text} is as much as the whole budget, so that it can never fail; lower it"
+            )
+    method = METHODS[values.get("method", "full")]
+    if values.get("plan") is not None:
+        for key in ("method", "k", "treatments"):
+            if key in own:
+                raise UsageError(f"{key} is given with a plan, which says it already; leave one of them out")
+    if "k" in own and not method.needs_k:
+        takers = " or ".join(name for name, each in METHODS.items() if each.needs_k)
+        raise UsageError(f"k needs a method that trains k blocks, not {method.name}; write method = {takers}")
+    if values.get("runner") == "stock" and not method.flags:
+        raise UsageError(f'stock PyTorch cannot run {method.name} by requires_grad alone; write runner = "memplan"')

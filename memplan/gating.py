@@ -1,0 +1,168 @@
+"""gate: every check of a configuration, held to its limits and to the baseline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from memplan import __version__
+from memplan.checking import plan_for, reading_of, subject_for, with_remedies
+from memplan.errors import MemplanError
+from memplan.gate.baseline import Baseline, read_baseline, write_baseline
+from memplan.gate.config import Configuration
+from memplan.gate.judge import judged, unanalysed
+from memplan.gate.records import Check, GateResult, Reading, Verdict
+from memplan.steps import Steps
+from memplan.workers import Died, run_all
+
+_UPDATE: Final = "write it with memplan gate --update-baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Checks of one model and batch, which share recordings, and what the baseline says of each."""
+
+    checks: tuple[Check, ...]
+    baselines: tuple[Reading | None, ...]
+    threads: int
+    instruction_set: str
+    require_baseline: bool
+    suggest: bool
+
+
+def gate(
+    configuration: Configuration,
+    *,
+    update_baseline: bool = False,
+    baseline_ref: str | None = None,
+    suggest: bool = True,
+    warn_only: bool = False,
+    exit_zero: bool = False,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> GateResult:
+    """Return the verdicts on all checks of a configuration, in its order.
+
+    Args:
+        configuration: see :func:`memplan.gate.config.read_configuration`.
+        update_baseline: write what every check needs now as the new baseline; growth fails nothing then.
+        baseline_ref: the git revision that the baseline is read from.
+        suggest: whether ways back under an exceeded limit are looked for.
+        warn_only: whether limits that fail are warnings.
+        exit_zero: whether the exit code leaves them out.
+        progress: told how many checks are done, of how many, and the last one's name.
+
+    Raises:
+        UsageError: the baseline cannot be read or written.
+    """
+    started = time.perf_counter()
+    before = read_baseline(configuration.baseline, baseline_ref)
+    origin = Baseline(origin=str(configuration.baseline)) if before is None else before
+    tasks = tuple(_tasks(configuration, origin, update_baseline, suggest))
+    verdicts: dict[str, Verdict] = {}
+    for index, outcome in run_all(judge_group, tasks, jobs=min(configuration.jobs, len(tasks) or 1)):
+        task = tasks[index]
+        told = (
+            [unanalysed(check, f"{check.name}: {outcome.reason}") for check in task.checks]
+            if isinstance(outcome, Died)
+            else outcome
+        )
+        verdicts.update({verdict.check.name: verdict for verdict in told})
+        progress(len(verdicts), len(configuration.checks), task.checks[-1].name)
+    ordered = tuple(verdicts[check.name] for check in configuration.checks)
+    stale = tuple(name for name in origin.checks if name not in configuration.names)
+    if update_baseline:
+        write_baseline(configuration.baseline, _updated(configuration, origin, ordered), __version__)
+    return GateResult(
+        verdicts=ordered,
+        config=str(configuration.file),
+        baseline=None if before is None else before.origin,
+        notes=tuple(_notes(configuration, before, baseline_ref, ordered, update_baseline)),
+        stale=() if update_baseline and _is_whole(configuration) else stale,
+        warn_only=warn_only,
+        exit_zero=exit_zero,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def judge_group(task: _Task) -> tuple[Verdict, ...]:
+    """Return the verdicts on the checks of one model; what one check meets, no other one does."""
+    from memplan.sources.quiet import quietly
+    from memplan.tracing.machine import named_machine
+
+    with quietly(), named_machine(task.threads, task.instruction_set):
+        made: dict[str, Steps] = {}
+        return tuple(
+            _judged(task, check, baseline, made) for check, baseline in zip(task.checks, task.baselines, strict=True)
+        )
+
+
+def _judged(task: _Task, check: Check, baseline: Reading | None, made: dict[str, Steps]) -> Verdict:
+    try:
+        if not made:
+            made["steps"] = Steps(subject_for(check))
+        steps = made["steps"]
+        reading = reading_of(steps, check, plan_for(check))
+        verdict = judged(check, reading, baseline, require_baseline=task.require_baseline)
+        return with_remedies(verdict, steps, suggest=task.suggest)
+    except MemplanError as error:
+        return unanalysed(check, f"{check.name}: {error}", baseline)
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())
+        return unanalysed(check, f"{check.name}: {type(error).__name__}: {reason}; correct the model", baseline)
+
+
+def _tasks(configuration: Configuration, baseline: Baseline, update: bool, suggest: bool) -> Iterator[_Task]:
+    groups: dict[tuple[object, ...], list[Check]] = {}
+    for check in configuration.checks:
+        groups.setdefault((check.model, check.subject), []).append(check)
+    for checks in groups.values():
+        yield _Task(
+            checks=tuple(_accepting(check) if update else check for check in checks),
+            baselines=tuple(baseline.checks.get(check.name) for check in checks),
+            threads=configuration.threads,
+            instruction_set=configuration.instruction_set,
+            require_baseline=configuration.require_baseline and not update,
+            suggest=suggest,
+        )
+
+
+def _accepting(check: Check) -> Check:
+    """Return a check whose growth is not limited: it is what a new baseline accepts."""
+    return replace(check, limits=replace(check.limits, max_growth=None))
+
+
+def _is_whole(configuration: Configuration) -> bool:
+    return len(configuration.checks) == len(configuration.names)
+
+
+def _updated(configuration: Configuration, before: Baseline, verdicts: Sequence[Verdict]) -> Baseline:
+    """Return the baseline with what was read now; a check that was not, or could not be read, keeps its entry."""
+    kept: Mapping[str, Reading] = {name: each for name, each in before.checks.items() if name in configuration.names}
+    read = {verdict.check.name: verdict.reading for verdict in verdicts if verdict.reading is not None}
+    torch = next((reading.machine.torch for reading in read.values()), before.torch)
+    whole = kept if _is_whole(configuration) else before.checks
+    return replace(before, checks={**whole, **read}, torch=torch)
+
+
+def _notes(
+    configuration: Configuration,
+    before: Baseline | None,
+    ref: str | None,
+    verdicts: Sequence[Verdict],
+    update: bool,
+) -> Iterator[str]:
+    where = str(configuration.baseline) if ref is None else f"{configuration.baseline} at {ref}"
+    if update:
+        yield f"{configuration.baseline} is written: what is needed now is accepted"
+        return
+    wanted = any(check.limits.max_growth is not None for check in configuration.checks)
+    if before is None and (wanted or ref is not None):
+        yield f"there is no baseline {where}: growth is not checked, budgets are; {_UPDATE}"
+    now = {verdict.reading.machine.torch for verdict in verdicts if verdict.reading is not None}
+    if before is not None and now and before.torch not in now:
+        yield (
+            f"the baseline {where} is of torch {before.torch or '(unknown)'}, this is torch {now.pop()}: "
+            f"bytes may differ for that alone; {_UPDATE}"
+        )

@@ -1,0 +1,163 @@
+"""Ways back under a limit that a step exceeds, the cheapest first; each was recorded."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from memplan.analysis import runners_of
+from memplan.errors import MemplanError
+from memplan.gate.records import Check, Remedy
+from memplan.memory import price
+from memplan.memory.estimate import UPPER_SHARE, upper_estimate
+from memplan.memory.parts import Measurand, parts_of
+from memplan.methods import method_named
+from memplan.methods.plan import Gradients
+from memplan.planner.costs import Quantity
+from memplan.planner.records import Budget
+from memplan.planner.terms import terms_of
+from memplan.planning import Request, planned_for
+from memplan.setting import implementation_of
+from memplan.steps import Steps
+from memplan.subject import first_batch, subject_of
+
+#: How many ways are told.
+SHOWN: Final = 3
+
+#: What the planner calls the quantities of a gate; it has no word for what is temporary.
+_QUANTITIES: Final[dict[Measurand, Quantity]] = {"peak": "peak", "saved": "kept"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A remedy, and what it costs: approximate gradients first, then less that trains, a smaller batch, more FLOPs."""
+
+    remedy: Remedy
+    cost: tuple[float, ...]
+
+
+def remedies_for(steps: Steps, check: Check, limit_bytes: int) -> tuple[Remedy, ...]:
+    """Return at most three ways to bring the step of a check under ``limit_bytes``, its upper estimate that is."""
+    ways: list[_Way] = []
+    for look in (_by_runner, _by_plan, _by_batch):
+        ways.extend(_found(look, steps, check, limit_bytes))
+    ways.sort(key=lambda way: way.cost)
+    return tuple(way.remedy for way in ways[:SHOWN])
+
+
+def _found(
+    look: Callable[[Steps, Check, int], Iterator[_Way]], steps: Steps, check: Check, limit_bytes: int
+) -> Iterator[_Way]:
+    """Yield what one kind of way gives; where it does not work for a model, it is none."""
+    try:
+        yield from look(steps, check, limit_bytes)
+    except MemplanError:
+        return
+
+
+def _by_runner(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
+    """Yield the same training as memplan runs it, and with everything that leaves gradients as they are."""
+    if check.plan is not None or runners_of(method_named(check.method), check.runner)[0] == "memplan":
+        return
+    names = [check.method, "lossless"] if check.method == "full" else [check.method]
+    for name in names:
+        size, flops, gradients = _size(steps, replace(check, method=name, runner="memplan"))
+        if size <= limit_bytes:
+            told = f"apply {name} with memplan: what trains and its gradients stay"
+            command = f"memplan apply {shlex.quote(check.model)} --method {name}{_k(check)}{_batch(check)} --out DIR"
+            yield _Way(Remedy(told, size, gradients, command), (0.0, 0.0, 0.0, float(flops)))
+            return
+
+
+def _by_plan(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
+    """Yield the best plan of the planner."""
+    quantity = _QUANTITIES.get(check.of)
+    if quantity is None:
+        return
+    share = 0.0 if check.of == "saved" else UPPER_SHARE
+    budget = int(limit_bytes / (1 + share))
+    request = Request(
+        Budget(budget, quantity), terms_of(), optimizer=check.optimizer, foreach=check.foreach, brief=True
+    )
+    planned = planned_for(steps, request)
+    plan, blocks = planned.plan, len(planned.blocks)
+    depth = blocks if plan.k is None else plan.k
+    what = "train all of it by a plan" if depth == blocks else f"train the last {depth} of {blocks} blocks and the head"
+    less = max(0, _trained_blocks(check, blocks) - depth)
+    command = (
+        f"memplan plan {shlex.quote(check.model)} --budget {budget}B{_of(quantity)}{_batch(check)} --out plan.json"
+    )
+    flops = planned.footprint.flops_forward + planned.footprint.flops_backward
+    told = f"{what}: {', '.join(plan.treatments) or 'flags alone'}"
+    cost = (float(plan.gradients != "exact"), float(less), 0.0, float(flops))
+    yield _Way(Remedy(told, upper_estimate(planned.bytes, check.of), plan.gradients, command), cost)
+
+
+def _by_batch(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
+    """Yield the largest batch at which the step fits as it is: found by interpolation, and recorded."""
+    subject = steps.subject
+    batch = first_batch(steps.model.args, steps.model.kwargs) or 1
+    if subject.source is None or batch < 2 or check.plan is not None:
+        return
+
+    def size_at(samples: int) -> int:
+        options = {**dict(check.subject), "batch_size": samples, "loss": subject.loss}
+        return _size(Steps(subject_of(check.model, **options)), check)[0]
+
+    least, most = size_at(1), _size(steps, check)[0]
+    if least > limit_bytes:
+        return
+    low, low_bytes, high, high_bytes = 1, least, batch, most
+    while high - low > 1:
+        # The size is nearly a line in the batch, so that a guess on it is seldom off by more than one.
+        guess = low + int((high - low) * (limit_bytes - low_bytes) / max(high_bytes - low_bytes, 1))
+        guess = min(max(guess, low + 1), high - 1)
+        size = size_at(guess)
+        if size <= limit_bytes:
+            low, low_bytes = guess, size
+        else:
+            high, high_bytes = guess, size
+    yield _Way(Remedy(f"a batch of {low} instead of {batch}", low_bytes, "exact"), (0.0, 0.0, float(batch - low), 0.0))
+
+
+def _size(steps: Steps, check: Check) -> tuple[int, int, Gradients]:
+    """Return the upper estimate of a check's quantity, the step's FLOPs, and whether its gradients are exact."""
+    method = method_named(check.method)
+    how = implementation_of(check.foreach, steps.model.device.type)
+    runner = runners_of(method, check.runner)[0]
+    ran = steps.by_runner(
+        runner,
+        method,
+        steps.settled_k(method, check.k),
+        treatments=check.treatments if runner == "memplan" else (),
+        optimizer=check.optimizer,
+        implementation=how,
+    )
+    footprint = price(ran.step, check.optimizer, ran.implementation)
+    parts = parts_of(ran.step, footprint, check.of, ran.implementation)
+    gradients: Gradients = "exact" if ran.plan is None else ran.plan.gradients
+    flops = footprint.flops_forward + footprint.flops_backward
+    return upper_estimate(parts.bytes, check.of), flops, gradients
+
+
+def _trained_blocks(check: Check, blocks: int) -> int:
+    """Return how many blocks a check trains, all but where its method takes a k or is ``last``."""
+    method = method_named(check.method)
+    if method.needs_k:
+        return min(blocks, 5 if check.k is None else check.k)
+    return 0 if method.name == "last" else blocks
+
+
+def _k(check: Check) -> str:
+    return "" if check.k is None else f" --k {check.k}"
+
+
+def _of(quantity: Quantity) -> str:
+    return "" if quantity == "peak" else f" --budget-of {quantity}"
+
+
+def _batch(check: Check) -> str:
+    batch = dict(check.subject).get("batch_size")
+    return "" if batch is None else f" --batch-size {batch}"
