@@ -167,6 +167,6 @@ def _tell_github(result: GateResult, *, annotated: bool) -> None:
     if file:
         try:
             with open(file, "a", encoding="utf-8") as page:
-                page.write(summary(result, __version__))
+                page.write(summary(result, __version__, used_bytes=page.tell()))
         except OSError as error:
             print(f"memplan: cannot write the job's summary {file!r}: {error.strerror}", file=sys.stderr)

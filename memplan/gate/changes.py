@@ -38,15 +38,19 @@ def changes_between(before: Reading, after: Reading) -> tuple[Change, ...]:
     """Return the layers whose part of the quantity, or whose own bytes or shape changed, the largest growth first.
 
     Layers are matched by name. Where a layer that is put in between renames those behind it, they are matched by type
-    and shape, in order, if less is left to explain then.
+    and shape, in order, if that leaves less than half to explain.
     """
     alignments = (_by_name(before.layers, after.layers), _by_likeness(before.layers, after.layers))
-    changes = [[_change(*pair) for pair in pairs if _differs(*pair)] for pairs in alignments]
-    best = min(changes, key=lambda each: sum(abs(change.growth_bytes) for change in each))
+    named, alike = ([_change(*pair) for pair in pairs if _differs(*pair)] for pairs in alignments)
+    best = alike if 2 * _moved(alike) < _moved(named) else named
     rest = after.rest_bytes - before.rest_bytes
     if rest:
         best = [*best, Change("(batch and optimizer)", "", before.rest_bytes, after.rest_bytes)]
     return tuple(sorted(best, key=lambda change: -change.growth_bytes))
+
+
+def _moved(changes: Sequence[Change]) -> int:
+    return sum(abs(change.growth_bytes) for change in changes)
 
 
 def first_change(changes: Sequence[Change], before: Reading, after: Reading) -> Change | None:

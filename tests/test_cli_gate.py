@@ -1,0 +1,294 @@
+"""The gate's command: what it prints, what it writes, how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import memplan
+from memplan.cli import main
+from memplan.gate.baseline import read_baseline
+
+MODEL = """
+import os
+import torch
+from torch import nn
+
+WIDTH = {width}
+
+
+def net():
+    return nn.Sequential(nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 4)), torch.empty(8, 64)
+
+
+def dies():
+    os._exit(7)
+
+
+def fails():
+    raise RuntimeError("no such data set")
+
+
+def leaves():
+    raise SystemExit(5)
+"""
+
+CONFIG = """[tool.memplan]
+max-growth = "2%"
+
+[[tool.memplan.checks]]
+name = "net"
+model = "model.py:net"
+budget = "1MB"
+
+[[tool.memplan.checks]]
+name = "saved"
+model = "model.py:net"
+of = "saved"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in list(os.environ):
+        if name.startswith(("MEMPLAN_", "GITHUB_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, width: int = 256, config: str = CONFIG) -> None:
+    (folder / "model.py").write_text(MODEL.format(width=width))
+    (folder / "pyproject.toml").write_text(config)
+
+
+def gate(*words: str, **environment: str) -> Result:
+    return CliRunner().invoke(main, ["gate", *words], env=environment)
+
+
+def told(result: Result) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(result.stdout)
+    return values
+
+
+def test_the_bytes_are_the_upper_estimate_of_what_analyze_says(folder: Path) -> None:
+    result = gate("--format", "json")
+    assert result.exit_code == 0, result.output
+    peak, saved = told(result)["checks"]
+    parameters = 64 * 256 + 256 + 256 * 4 + 4
+    # Linear keeps its input, ReLU its result, which the second linear layer keeps too.
+    assert saved["bytes"] == saved["predicted_bytes"] == 4 * 8 * 64 + 4 * 8 * 256
+    assert peak["predicted_bytes"] >= 2 * 4 * parameters + 4 * 8 * 64
+    assert peak["bytes"] == peak["predicted_bytes"] + -(-peak["predicted_bytes"] * 5 // 10_000)
+    assert sum(layer["bytes"] for layer in peak["layers"]) + peak["rest_bytes"] == peak["predicted_bytes"]
+
+
+def test_a_baseline_is_written_compared_and_exceeded(folder: Path) -> None:
+    missing = gate()
+    assert missing.exit_code == 0
+    assert "there is no baseline memplan-baseline.json: growth is not checked" in " ".join(missing.stdout.split())
+    assert gate("--require-baseline").exit_code == 1
+    assert gate("--update-baseline").exit_code == 0
+    written = (folder / "memplan-baseline.json").read_text()
+    assert gate().exit_code == 0
+    assert gate("--update-baseline").exit_code == 0
+    assert (folder / "memplan-baseline.json").read_text() == written
+
+    write(folder, width=300)
+    grown = gate("--no-suggest")
+    assert grown.exit_code == 1
+    words = " ".join(grown.stdout.split())
+    assert "the peak of net grew from" in words
+    # The widened layer holds most of what is new; both are named.
+    assert re.search(
+        r"where 2% is allowed; 0 grew most: \+[\d.]+ KB \(output 8x256 -> 8x300, other parameters\)", words
+    )
+    saved = 4 * 8 * 64 + 4 * 8 * 300
+    assert told(gate("--no-suggest", "--format", "json"))["checks"][1]["bytes"] == saved
+    assert gate("--no-suggest", "--max-growth", "30%").exit_code == 0
+    assert gate("--no-suggest", "--min-growth", "1MB").exit_code == 0
+    assert gate("--no-suggest", "--warn-only").exit_code == 0
+    assert gate("--no-suggest", "--exit-zero").exit_code == 0
+    assert gate("--no-suggest", "saved").exit_code == 1
+    assert gate("--update-baseline").exit_code == 0
+    assert gate().exit_code == 0
+
+
+def test_ways_back_are_told_and_each_fits(folder: Path) -> None:
+    write(folder, width=4096, config=CONFIG.replace("1MB", "2320KB").replace('max-growth = "2%"', ""))
+    result = gate("--format", "json", "net")
+    assert result.exit_code == 1
+    (check,) = told(result)["checks"]
+    remedies = check["remedies"]
+    assert 1 <= len(remedies) <= 3
+    assert all(remedy["bytes"] <= 2_320_000 for remedy in remedies)
+    assert remedies[0]["gradients"] == "exact"
+    commands = [remedy["command"] for remedy in remedies if remedy["command"]]
+    assert commands
+    for command in commands:
+        words = shlex.split(command.replace("DIR", "out"))
+        assert words[0] == "memplan"
+        run = CliRunner().invoke(main, words[1:])
+        assert run.exit_code == 0, run.output
+
+
+def test_the_command_line_comes_before_the_environment_and_that_before_the_file(folder: Path) -> None:
+    def budget(*words: str, **environment: str) -> int:
+        return int(
+            told(gate("net", "--no-suggest", "--format", "json", *words, **environment))["checks"][0]["budget_bytes"]
+        )
+
+    assert budget() == 1_000_000
+    assert budget(MEMPLAN_BUDGET="2MB") == 2_000_000
+    assert budget("--budget", "3MB", MEMPLAN_BUDGET="2MB") == 3_000_000
+
+
+def test_every_format_goes_to_its_file(folder: Path) -> None:
+    names = ("console", "markdown", "json", "junit", "sarif", "github")
+    outs = [word for name in names for word in ("--out", f"{name}={name}.out")]
+    assert gate(*outs).exit_code == 0
+    for name in names:
+        assert (folder / f"{name}.out").is_file()
+    assert json.loads((folder / "json.out").read_text())["holds"] is True
+
+
+def test_github_is_told_by_itself(folder: Path) -> None:
+    gate("--update-baseline")
+    write(folder, width=400)
+    summary = folder / "summary.md"
+    summary.write_text("before\n")
+    result = gate("--no-suggest", "--format", "json", GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(summary))
+    assert result.exit_code == 1
+    assert len(told(result)["checks"]) == 2  # what is read from stdout stays whole
+    assert result.stderr.count("::error ") == 2
+    assert "file=pyproject.toml,line=4" in result.stderr
+    assert summary.read_text().startswith("before\n")
+    assert "| net |" in summary.read_text() or "net" in summary.read_text()
+    assert "::error" not in gate("--no-suggest", "--format", "json").stderr
+
+
+def test_one_broken_check_does_not_hide_the_others(folder: Path) -> None:
+    extra = "".join(
+        f'\n[[tool.memplan.checks]]\nname = "{name}"\nmodel = "model.py:{name}"\n'
+        for name in ("fails", "leaves", "moved")
+    )
+    write(folder, config=CONFIG + extra)
+    result = gate("--format", "json")
+    assert result.exit_code == 3
+    checks = told(result)["checks"]
+    assert [check["name"] for check in checks] == ["net", "saved", "fails", "leaves", "moved"]
+    assert [check["verdict"] for check in checks] == ["ok", "ok", "error", "error", "error"]
+    sentences = [check["failures"][0]["sentence"] for check in checks[2:]]
+    assert "no such data set" in sentences[0]
+    assert all(sentence.startswith("pyproject.toml:") and "\n" not in sentence for sentence in sentences)
+
+
+def test_a_worker_that_dies_is_one_checks_error(folder: Path) -> None:
+    extra = '\n[[tool.memplan.checks]]\nname = "dies"\nmodel = "model.py:dies"\n'
+    write(folder, config=CONFIG + extra)
+    result = gate("--format", "json", "--jobs", "2")
+    assert result.exit_code == 3
+    checks = told(result)["checks"]
+    assert [check["verdict"] for check in checks] == ["ok", "ok", "error"]
+    assert checks[2]["failures"][0]["sentence"].endswith("dies: the worker process exited with 7")
+
+
+def test_stale_entries_are_listed_and_leave_with_an_update(folder: Path) -> None:
+    gate("--update-baseline")
+    write(folder, config=CONFIG.replace('name = "saved"', 'name = "kept"'))
+    assert told(gate("--format", "json"))["stale"] == ["saved"]
+    gate("--update-baseline", "net")  # of one check only: the others' entries stay
+    before = read_baseline(folder / "memplan-baseline.json")
+    assert before is not None
+    assert set(before.checks) == {"net", "saved"}
+    gate("--update-baseline")
+    after = read_baseline(folder / "memplan-baseline.json")
+    assert after is not None
+    assert set(after.checks) == {"net", "kept"}
+
+
+def test_another_torch_is_named(folder: Path) -> None:
+    gate("--update-baseline")
+    file = folder / "memplan-baseline.json"
+    file.write_text(file.read_text().replace('"torch": "2.13.0",', '"torch": "2.12.1",', 1))
+    result = gate("--format", "json")
+    assert result.exit_code == 0
+    (note,) = told(result)["notes"]
+    assert "is of torch 2.12.1, this is torch" in note
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ("--out", "junit"),
+            "memplan: --out 'junit' names no format and file; write for example --out junit=report.xml",
+        ),
+        (("--out", "xunit=a"), "memplan: --out 'xunit=a': no format 'xunit'; did you mean 'junit'?"),
+        (("--out", "junit=a", "--out", "json=a"), "memplan: --out 'json=a': the format or the file is named twice"),
+        (("--out", "json=no/where/a"), "memplan: cannot write 'no/where/a': there is no directory"),
+        (("--format", "marcdown"), "memplan: no format 'marcdown'; did you mean 'markdown'?"),
+        (("--config", "gone.toml"), "memplan: there is no 'gone.toml' here"),
+        (("nett",), "memplan: no check 'nett' in pyproject.toml; did you mean 'net'?"),
+        (("--budget", "many"), "memplan: --budget: cannot read 'many' as a size"),
+        (("--jobs", "0"), "memplan: --jobs is 0, not a whole number from 1 on"),
+        (("--update-baseline", "--baseline-ref", "main"), "memplan: --update-baseline writes the file"),
+        (("--baseline", "no/where.json", "--update-baseline"), "memplan: cannot write 'no/where.json'"),
+        (("--baselin", "x"), "memplan: no option '--baselin'; did you mean"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exits_with_2(folder: Path, words: tuple[str, ...], line: str) -> None:
+    result = gate(*words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(line), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == [
+        "model.py",
+        "pyproject.toml",
+    ]
+
+
+def test_a_broken_baseline_exits_with_2_and_is_left_as_it_is(folder: Path) -> None:
+    file = folder / "memplan-baseline.json"
+    file.write_text("{")
+    result = gate("--update-baseline")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("memplan: memplan-baseline.json:1: this is not JSON")
+    assert file.read_text() == "{"
+
+
+# Determinism
+
+
+def test_a_hundred_runs_give_the_same_bytes(folder: Path) -> None:
+    model = memplan.check("model.py:net", suggest=False)
+    assert model.reading is not None
+    assert all(memplan.check("model.py:net", suggest=False).reading == model.reading for _ in range(99))
+
+
+def test_hash_seeds_threads_and_jobs_do_not_matter(folder: Path) -> None:
+    """A convolution's scratch depends on the threads of the machine: the gate's machine is a named one."""
+    more = '\n[[tool.memplan.checks]]\nmodel = "mobilenet_v3_small"\nbatch-size = 2\nmethod = "lossless"\n'
+    write(folder, config=CONFIG + more)
+    runs = [("0", "1", "1"), ("1", "2", "2"), ("4321", "4", "1")]
+    outputs = set()
+    for seed, threads, jobs in runs:
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads}
+        words = ("gate", "--format", "json", "--jobs", jobs)
+        run = subprocess.run(
+            [sys.executable, "-m", "memplan", *words], env=environment, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        outputs.add(re.sub(r'"seconds": [\d.]+', "", run.stdout))
+    assert len(outputs) == 1
