@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from memplan.errors import BudgetError, UsageError, did_you_mean
+from memplan.errors import BudgetError, UsageError, known
 from memplan.memory import price
 from memplan.memory.accounting import ACCOUNTINGS, account
 from memplan.memory.optimizers import optimizer_rule
@@ -74,11 +74,10 @@ def analyze(
     """
     budget_bytes = budget_in_bytes(budget)
     optimizer_rule(optimizer)
-    if runner not in (None, *RUNNERS, "both"):
-        raise UsageError(f"no runner {runner!r}{did_you_mean(str(runner), RUNNERS)}; choose stock, memplan or both")
-    if accounting is not None and accounting not in ACCOUNTINGS:
-        hint = did_you_mean(accounting, ACCOUNTINGS)
-        raise UsageError(f"no accounting {accounting!r}{hint}; choose one of {', '.join(ACCOUNTINGS)}")
+    if runner is not None:
+        known("runner", runner, (*RUNNERS, "both"))
+    if accounting is not None:
+        known("accounting", accounting, ACCOUNTINGS)
     everything = methods == "all"
     chosen = (
         [METHODS[name] for name in METHODS if name != "as-is"] if everything else [method_named(n) for n in methods]

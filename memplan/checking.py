@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from memplan.analysis import runners_of
-from memplan.errors import AnalysisError, UsageError, did_you_mean
+from memplan.errors import AnalysisError, UsageError, known
 from memplan.gate.growth import Growth, growth_bytes, parse_growth
 from memplan.gate.judge import judged, unanalysed
 from memplan.gate.records import INSTRUCTION_SET, THREADS, Check, LayerPart, Limits, Reading, Verdict
@@ -87,7 +87,10 @@ def check(
     from memplan.tracing.machine import named_machine
 
     limits = Limits(budget_in_bytes(limit), _growth(max_growth), _least(min_growth))
-    _check_names(of, runner, optimizer)
+    known("quantity", of, MEASURANDS)
+    if runner is not None:
+        known("runner", runner, RUNNERS)
+    optimizer_rule(optimizer)
     about = subject_of(model, inputs, **subject)
     asked = Check(
         name=name or about.name,
@@ -243,12 +246,3 @@ def _least(value: int | str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise UsageError(f"min_growth is a number of bytes from 0 on or text such as '1MB', not {value!r}")
     return value
-
-
-def _check_names(of: str, runner: str | None, optimizer: str) -> None:
-    _known: Final = {"quantity": (of, MEASURANDS), "runner": (runner, (None, *RUNNERS))}
-    for what, (name, known) in _known.items():
-        if name not in known:
-            names = [str(each) for each in known if each is not None]
-            raise UsageError(f"no {what} {name!r}{did_you_mean(str(name), names)}; choose one of {', '.join(names)}")
-    optimizer_rule(optimizer)

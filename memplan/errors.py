@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import TypeVar
+
+_Name = TypeVar("_Name", bound=str)
 
 
 class MemplanError(Exception):
@@ -38,3 +41,17 @@ def did_you_mean(name: str, known: Iterable[str], *, limit: int = 2) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def known(what: str, name: _Name, names: Collection[str]) -> _Name:
+    """Return ``name`` where it is one of ``names``; ``what`` says what they name.
+
+    Raises:
+        UsageError: it is none.
+
+    >>> known("runner", "stock", ("stock", "memplan"))
+    'stock'
+    """
+    if name not in names:
+        raise UsageError(f"no {what} {name!r}{did_you_mean(str(name), names)}; choose one of {', '.join(names)}")
+    return name

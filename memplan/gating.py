@@ -77,7 +77,7 @@ def gate(
     return GateResult(
         verdicts=ordered,
         config=str(configuration.file),
-        baseline=None if before is None else before.origin,
+        baseline=origin.origin if before is not None or update_baseline else None,
         notes=tuple(_notes(configuration, before, baseline_ref, ordered, update_baseline)),
         stale=() if update_baseline and _is_whole(configuration) else stale,
         warn_only=warn_only,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from memplan.errors import BudgetError, UsageError, did_you_mean
+from memplan.errors import BudgetError, UsageError, known
 from memplan.flags import planned_by_flags
 from memplan.memory.optimizers import optimizer_rule
 from memplan.planner.costs import Quantity
@@ -96,15 +96,15 @@ def plan(
     if size is None:
         raise UsageError("no budget is given; write for example 64MB")
     request = Request(
-        budget=Budget(size, _known("quantity for a budget", budget_of, QUANTITIES)),
+        budget=Budget(size, known("quantity for a budget", budget_of, QUANTITIES)),
         terms=terms_of(lossless=lossless, allow=allow, forbid=forbid, max_prune=max_prune),
-        prefer=_known("preference", prefer, ORDERS),
+        prefer=known("preference", prefer, ORDERS),
         k=k,
         min_k=min_k,
         max_flops=max_flops,
         optimizer=optimizer,
         foreach=foreach,
-        runner=_known("runner", runner, RUNNERS),
+        runner=known("runner", runner, RUNNERS),
         pruning=Pruning(round_to, importance, calibration, tuple(keep)),
     )
     request.check()
@@ -113,15 +113,6 @@ def plan(
     about = subject_of(model, inputs, **subject)
     progress(f"building {about.name}")
     return planned_for(Steps(about, device), request, progress)
-
-
-_Name = TypeVar("_Name", bound=str)
-
-
-def _known(what: str, name: _Name, known: Collection[str]) -> _Name:
-    if name not in known:
-        raise UsageError(f"no {what} {name!r}{did_you_mean(str(name), known)}; choose one of {', '.join(known)}")
-    return name
 
 
 @dataclass(frozen=True, slots=True)

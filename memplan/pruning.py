@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from memplan.errors import AnalysisError, BudgetError, UsageError, did_you_mean
+from memplan.errors import AnalysisError, BudgetError, UsageError, known
 from memplan.methods import METHODS, Plan
 from memplan.methods.pruning import Importance, lost, lowest, pruned_group
 from memplan.planner.counting import COUNTINGS, Counting, CountingName, counting_of, needs_of
@@ -215,10 +215,7 @@ def _check(
     Raises:
         UsageError: it cannot.
     """
-    if counting not in COUNTINGS:
-        raise UsageError(
-            f"no counting {counting!r}{did_you_mean(counting, COUNTINGS)}; choose {' or '.join(COUNTINGS)}"
-        )
+    known("counting", counting, COUNTINGS)
     _target_bytes(target, None, counting)
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise UsageError(f"channels are rounded to a number from 1 on, not {round_to}")

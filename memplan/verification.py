@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from memplan.analysis import runners_of
-from memplan.errors import AnalysisError, UsageError, did_you_mean
+from memplan.errors import AnalysisError, UsageError, known
 from memplan.memory import Footprint, Implementation, price
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import Plan, method_named
@@ -155,8 +155,8 @@ def _check_plan(plan: Plan, *, runner: str | None, k: int | None, treatments: Se
     for name, value in (("k", k), ("treatments", treatments or None)):
         if value is not None:
             raise UsageError(f"{name}={value!r} is given with a plan, which says it already; leave one of them out")
-    if runner not in (None, *RUNNERS):
-        raise UsageError(f"no runner {runner!r}{did_you_mean(str(runner), RUNNERS)}; choose stock or memplan")
+    if runner is not None:
+        known("runner", runner, RUNNERS)
     if runner == "stock" and plan.treatments:
         raise UsageError(f"stock PyTorch cannot run a plan with {plan.treatments[0]}; leave out the runner")
 

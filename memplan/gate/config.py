@@ -104,39 +104,56 @@ def _shape(value: Any) -> tuple[int, ...]:
     return parse_shape(_text(value))
 
 
-#: How the value of each key of a check is read; any of them but the name may be a shared default too.
-CHECK_KEYS: Final[dict[str, Callable[[Any], Any]]] = {
-    "name": _text,
-    "model": _text,
-    "of": _named(MEASURANDS),
-    "budget": _size,
-    "max-growth": _growth,
-    "min-growth": _growth_bytes,
-    "method": _named(METHODS),
-    "k": _count(0),
-    "treatments": _texts,
-    "plan": _text,
-    "runner": _named(RUNNERS),
-    "optimizer": _named(OPTIMIZERS),
-    "foreach": _flag,
-    "batch-size": _count(1),
-    "input": _shape,
-    "classes": _count(1),
-    "dtype": _text,
-    "weights": _text,
-    "train": _flag,
-    "amp": _named(("bf16", "fp16")),
-    "loss": _text,
-    "strict": _flag,
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: how its value is read, and what docs/gate-reference.md says of it.
+
+    ``default`` is what leaving the key out means; ``None`` where that is no value of its own.
+    """
+
+    read: Callable[[Any], Any]
+    takes: str
+    meaning: str
+    default: str | int | None = None
+
+
+def _choice(known: Mapping[str, Any] | tuple[str, ...], meaning: str, default: str | None = None) -> Key:
+    return Key(_named(known), ", ".join(f"`{name}`" for name in known), meaning, default)
+
+
+#: Keys of a check; any of them but the name may be a shared default too.
+CHECK_KEYS: Final[dict[str, Key]] = {
+    "name": Key(_text, "text", "what the check is called, alone of all; its model's spec where it is left out"),
+    "model": Key(_text, "spec", "the model; the one key that every check needs"),
+    "of": _choice(MEASURANDS, "the quantity that is limited", "peak"),
+    "budget": Key(_size, "size", "bytes that may not be exceeded"),
+    "max-growth": Key(_growth, "percentage or size", "how much more than in the baseline is allowed"),
+    "min-growth": Key(_growth_bytes, "size", "growth up to which nothing fails, whatever max-growth says", 0),
+    "method": _choice(METHODS, "what trains", "full"),
+    "k": Key(_count(0), "whole number", "blocks that train, for methods that take it", 5),
+    "treatments": Key(_texts, "list of texts", "further treatments of all layers, for memplan's runner"),
+    "plan": Key(_text, "file", "a plan that memplan plan wrote; it stands for method, k and treatments"),
+    "runner": _choice(RUNNERS, "who runs the step; stock where it can, where it is left out"),
+    "optimizer": _choice(OPTIMIZERS, "who updates", "sgd"),
+    "foreach": Key(_flag, "true or false", "whether the optimizer updates all parameters at once", False),
+    "batch-size": Key(_count(1), "whole number", "samples in a batch", 8),
+    "input": Key(_shape, "shape", "one sample's input, such as 3x224x224; the model's own where it is left out"),
+    "classes": Key(_count(1), "whole number", "classes of the head; the model's own where it is left out"),
+    "dtype": Key(_text, "dtype", "of parameters, buffers and inputs; the model's own where it is left out"),
+    "weights": Key(_text, "file", "a checkpoint that must fit the model"),
+    "train": Key(_flag, "true or false", "train mode, or eval mode", True),
+    "amp": _choice(("bf16", "fp16"), "dtype that forward and loss run in, by autocast"),
+    "loss": Key(_text, "spec", "function of the model's output; its mean where it is left out"),
+    "strict": Key(_flag, "true or false", "whether what could not be priced fails the check", False),
 }
 
 #: Keys of the gate itself.
-GATE_KEYS: Final[dict[str, Callable[[Any], Any]]] = {
-    "baseline": _text,
-    "threads": _count(1),
-    "instruction-set": _named(("DEFAULT", "AVX2", "AVX512", "AMX")),
-    "jobs": _count(1),
-    "require-baseline": _flag,
+GATE_KEYS: Final[dict[str, Key]] = {
+    "baseline": Key(_text, "file", "what growth is measured from", BASELINE_FILE),
+    "threads": Key(_count(1), "whole number", "threads of the machine that steps are priced for", THREADS),
+    "instruction-set": _choice(("DEFAULT", "AVX2", "AVX512", "AMX"), "kernels of that machine", INSTRUCTION_SET),
+    "jobs": Key(_count(1), "whole number", "models that are analysed at a time, each in a process", 1),
+    "require-baseline": Key(_flag, "true or false", "whether a check without a baseline fails", False),
 }
 
 #: Keys of a check that describe the model, by their names as arguments of ``memplan.subject.subject_of``.
@@ -305,14 +322,14 @@ class _Reader:
 
     def _read(self, key: str, value: Any, where: tuple[str, ...], number: int | None) -> Any:
         try:
-            return {**CHECK_KEYS, **GATE_KEYS}[key](value)
+            return {**CHECK_KEYS, **GATE_KEYS}[key].read(value)
         except MemplanError as error:
             place = Place(str(self._path), line_of(self._text, where, key, number=number))
             raise UsageError(f"{place}: {_told(key, error)}") from error
 
     def _given(self, key: str, value: Any) -> Any:
         try:
-            return {**CHECK_KEYS, **GATE_KEYS}[key](value)
+            return {**CHECK_KEYS, **GATE_KEYS}[key].read(value)
         except MemplanError as error:
             raise UsageError(_told(f"--{key}", error)) from error
 

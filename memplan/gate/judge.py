@@ -38,7 +38,8 @@ def judged(
 def unanalysed(check: Check, reason: str, baseline: Reading | None = None) -> Verdict:
     """Return the verdict on a check whose model could not be analysed."""
     where = "" if check.place is None else f"{check.place}: "
-    return Verdict(check, None, baseline, failures=(Failure("analysis", f"{where}{reason}"),))
+    limit = limit_of(check.limits, baseline)
+    return Verdict(check, None, baseline, limit, failures=(Failure("analysis", f"{where}{reason}"),))
 
 
 def limit_of(limits: Limits, baseline: Reading | None) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal, TypeAlias
 
-from memplan.errors import UsageError, did_you_mean
+from memplan.errors import known
 
 #: How the update is computed: after the backward one parameter after the other, with ``torch._foreach_*`` on lists, or
 #: in one kernel; or inside the backward, each parameter as soon as its gradient is ready, which is then released.
@@ -86,7 +86,4 @@ def optimizer_rule(name: str) -> OptimizerRule:
     Raises:
         UsageError: there is no such optimizer.
     """
-    if name not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
-        raise UsageError(f"no optimizer {name!r}{did_you_mean(name, OPTIMIZERS)}; choose one of {known}")
-    return OPTIMIZERS[name]
+    return OPTIMIZERS[known("optimizer", name, OPTIMIZERS)]

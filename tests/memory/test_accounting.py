@@ -260,7 +260,7 @@ def test_ops_and_hooks_on_modules_agree(name: str, trains: str) -> None:
 def test_an_unknown_accounting() -> None:
     with pytest.raises(UsageError) as raised:
         account(recorded(chain(), 2, 3, 4, 4), "tinyt")
-    assert str(raised.value) == "no accounting 'tinyt'; did you mean 'tinytl'?; choose tinytl or mobiletl"
+    assert str(raised.value) == "no accounting 'tinyt'; did you mean 'tinytl'?; choose one of tinytl, mobiletl"
     assert list(ACCOUNTINGS) == ["tinytl", "mobiletl"]
 
 

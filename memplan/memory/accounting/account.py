@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from memplan.errors import UsageError, did_you_mean
+from memplan.errors import known
 from memplan.graph.step_graph import StepGraph
 from memplan.memory.accounting.calls import Call, calls_of
 from memplan.memory.accounting.held import Held, held_inputs
@@ -34,11 +34,7 @@ def account(graph: StepGraph, accounting: str, *, masked: bool = False) -> Accou
     Raises:
         UsageError: there is no such accounting.
     """
-    if accounting not in ACCOUNTINGS:
-        raise UsageError(
-            f"no accounting {accounting!r}{did_you_mean(accounting, ACCOUNTINGS)}; choose {' or '.join(ACCOUNTINGS)}"
-        )
-    rule = ACCOUNTINGS[accounting]
+    rule = ACCOUNTINGS[known("accounting", accounting, ACCOUNTINGS)]
     found = calls_of(graph)
     held = held_inputs(graph)
     counted = [call for call in found.calls if call.kind != "gate" or rule.name == "mobiletl"]
