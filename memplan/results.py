@@ -12,6 +12,7 @@ from memplan.methods import Plan
 from memplan.methods.plan import Gradients
 from memplan.planner.counting import Counted, CountingName
 from memplan.planner.records import Budget, Preference, Upgrade
+from memplan.tables import Record, Shown, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,11 @@ class Setting:
     optimizer: str
     implementation: Implementation
     machine: Machine
+
+
+def _told(setting: Setting) -> str:
+    batch = "" if setting.batch_size is None else f", batch {setting.batch_size}"
+    return f"{setting.model} ({setting.origin}){batch}, {', '.join(setting.inputs)}, {setting.optimizer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class MethodFootprint:
 
 
 @dataclass(frozen=True, slots=True)
-class Analysis:
+class Analysis(Shown):
     """What each method needs on one model, in the order asked for.
 
     ``notes`` says what was assumed or left out, one sentence each; ``seconds`` is the time that recording took.
@@ -106,6 +112,28 @@ class Analysis:
                 return method.footprint
         raise KeyError(label)
 
+    def to_records(self) -> list[Record]:
+        """Return one record for each method: who runs it, and bytes as integers."""
+        return [
+            {
+                "runner": method.runner,
+                "name": method.name,
+                "k": method.k,
+                "gradients": method.gradients,
+                "saved_bytes": method.footprint.saved_bytes,
+                "temp_bytes": method.footprint.temp_bytes,
+                "resident_bytes": method.footprint.resident_bytes,
+                "peak_bytes": method.footprint.peak_bytes,
+                "trained_parameters": method.footprint.trained_parameters,
+                "fits": method.fits,
+            }
+            for method in self.methods
+        ]
+
+    def _table(self) -> Table:
+        budget = "" if self.budget_bytes is None else f"; the budget is {self.budget_bytes:,} bytes"
+        return Table(f"{_told(self.setting)}{budget}", self.to_records())
+
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStep:
@@ -122,12 +150,12 @@ class MeasuredStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(Shown):
     """Predicted against measured, for one method: saved bytes, and the peak of each real step.
 
     ``rss_bytes`` is the process's high-water mark over the steps, ``rss_before_bytes`` what the process held before the
     model was built; both are ``None`` unless asked for. ``budgeted_bytes`` are what was measured of that which
-    ``budget`` is on. ``footprint`` and ``step`` are those of the prediction.
+    ``budget`` is on. ``footprint``, ``step`` and ``plan`` are those of the prediction.
     """
 
     setting: Setting
@@ -145,6 +173,7 @@ class Verification:
     budgeted_bytes: int | None = None
     footprint: Footprint | None = field(default=None, repr=False, compare=False)
     step: StepGraph | None = field(default=None, repr=False, compare=False)
+    plan: Plan | None = field(default=None, repr=False, compare=False)
 
     @property
     def fits(self) -> bool | None:
@@ -168,6 +197,24 @@ class Verification:
         """Whether saved bytes are equal and every steady-state peak (second step on) is within the tolerance."""
         low, high = self.tolerance
         return self.saved_equal and all(low <= step.error <= high for step in self.steps[1:])
+
+    def to_records(self) -> list[Record]:
+        """Return one record for each quantity, saved bytes and each step's peak: predicted, measured, difference."""
+        rows = [("saved", self.predicted_saved_bytes, self.measured_saved_bytes)]
+        rows += [(f"peak, step {step.number}", step.predicted_bytes, step.measured_bytes) for step in self.steps]
+        return [
+            {
+                "quantity": name,
+                "predicted_bytes": predicted,
+                "measured_bytes": measured,
+                "difference_bytes": predicted - measured,
+            }
+            for name, predicted, measured in rows
+        ]
+
+    def _table(self) -> Table:
+        verdict = "holds" if self.holds else "does not hold"
+        return Table(f"{_told(self.setting)}; {self.runner} {self.method}: {verdict}", self.to_records())
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +266,7 @@ class SearchReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(Shown):
     """The best plan for a budget, as its own recorded step has it.
 
     ``bytes`` are those that the budget is on, of ``footprint``: the step of the planned model, recorded. ``stock`` is
@@ -251,6 +298,25 @@ class Planned:
         """What the budget leaves."""
         return self.budget.bytes - self.bytes
 
+    def to_records(self) -> list[Record]:
+        """Return one record for each segment, from the input to the output: what is done there, and bytes it keeps."""
+        return [
+            {
+                "name": segment.name,
+                "trains": segment.trained,
+                "kept_bytes": segment.kept_bytes,
+                "treatments": ", ".join(segment.treatments),
+            }
+            for segment in self.segments
+        ]
+
+    def _table(self) -> Table:
+        heading = (
+            f"{_told(self.setting)}; {self.runner} {self.plan.label}: {self.bytes:,} bytes of a budget of "
+            f"{self.budget.bytes:,} on {self.budget.of}, gradients {self.plan.gradients}"
+        )
+        return Table(heading, self.to_records())
+
 
 @dataclass(frozen=True, slots=True)
 class FrontPoint:
@@ -269,7 +335,7 @@ class FrontPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
+class Front(Shown):
     """The Pareto front of memory against k, FLOPs and approximation, the smallest memory first."""
 
     setting: Setting
@@ -278,6 +344,25 @@ class Front:
     blocks: tuple[Block, ...]
     points: tuple[FrontPoint, ...]
     notes: tuple[str, ...] = ()
+
+    def to_records(self) -> list[Record]:
+        """Return one record for each point, the smallest memory first."""
+        return [
+            {
+                "bytes": point.bytes,
+                "k": point.k,
+                "approximations": point.approximations,
+                "flops": point.flops,
+                "gradients": point.plan.gradients,
+                "treatments": ", ".join(point.plan.treatments),
+            }
+            for point in self.points
+        ]
+
+    def _table(self) -> Table:
+        return Table(
+            f"{_told(self.setting)}; {self.of}, of which stock full needs {self.stock_bytes:,} bytes", self.to_records()
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,7 @@ def verify(
         budgeted_bytes=None if limit is None else _budgeted(footprint, measured, budget_of),
         footprint=footprint,
         step=ran.step,
+        plan=plan,
     )
 
 

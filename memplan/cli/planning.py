@@ -164,7 +164,7 @@ def pareto(
     check_output(json_file)
     pictures = {kind: Path(file) for kind, file in (("svg", svg), ("png", png)) if file is not None}
     if pictures:
-        from memplan.reports.files import check_writable
+        from memplan.reports.files import check_writable, write_whole
         from memplan.reports.front_picture import check_pictures
 
         for path in pictures.values():
@@ -182,7 +182,7 @@ def pareto(
             progress("drawing")
             for kind, path in pictures.items():
                 drawn = front_picture(front, "svg" if kind == "svg" else "png")
-                _write_picture(path.resolve(), drawn)
+                write_whole(path, drawn)
     if json_file is not None:
         from memplan.reports.front import front_to_json
         from memplan.reports.machine import to_text
@@ -241,15 +241,6 @@ def _check(options: dict[str, Any], fix: str | None) -> None:
         what = "--calibration" if calibration is not None else "--keep"
         raise UsageError(f"{what} is about pruning, which is not allowed; add --max-prune 0.3")
     flops_limit(options["max_flops"], 1)
-
-
-def _write_picture(path: Path, drawn: bytes) -> None:
-    from memplan.reports.files import write_folder
-
-    def write(draft: Path) -> None:
-        draft.write_bytes(drawn)
-
-    write_folder(path.parent, {path.name: write}, replace=True)
 
 
 def _asked(model: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _timeline_in_backward(graph: StepGraph, rule: OptimizerRule, first_step: boo
             begun = [update for update in here if first_step and update.arrival.first == op.index]
             resident += state + _begun_bytes(begun, op.index)
             temp += max(update.transient for update in here)
-            for storage in _gone_before_update(graph, op, ending[op.index]):
+            for storage in gone_before_update(graph, op, ending[op.index]):
                 if storage.index in kept:
                     saved -= storage.bytes
                 else:
@@ -152,13 +152,14 @@ def _alive(graph: StepGraph) -> dict[str, list[int]]:
     changes = {kind: [0] * (len(graph.ops) + 2) for kind in _KINDS}
     saved = frozenset(graph.saved)
     for storage in graph.storages:
-        change = changes[_kind(storage, saved)]
+        change = changes[kind_of(storage, saved)]
         change[max(storage.born, 0)] += storage.bytes
         change[storage.last + 1] -= storage.bytes
     return {kind: list(accumulate(changes[kind]))[:-1] for kind in _KINDS}
 
 
-def _kind(storage: Storage, saved: Container[int]) -> str:
+def kind_of(storage: Storage, saved: Container[int]) -> str:
+    """Return the kind that a storage counts as: ``resident``, ``saved`` or ``temp``."""
     return "resident" if storage.role in _RESIDENT else "saved" if storage.index in saved else "temp"
 
 
@@ -166,7 +167,7 @@ def _scratch(graph: StepGraph) -> list[int]:
     return [_scratch_bytes(op.name, op.args, op.outputs, graph.machine) for op in graph.ops]
 
 
-def _gone_before_update(graph: StepGraph, op: Op, ending: Sequence[Storage]) -> Sequence[Storage]:
+def gone_before_update(graph: StepGraph, op: Op, ending: Sequence[Storage]) -> Sequence[Storage]:
     """Return those of the storages that end with ``op`` that an update right after it no longer meets.
 
     A gradient that had to be cloned outlives its clone's update. With the last op ends what the caller of the backward

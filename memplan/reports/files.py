@@ -29,8 +29,8 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"cannot write {str(path)!r}: the directory {str(folder)!r} is read-only; name another one")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never a part.
+def write_whole(path: Path, contents: str | bytes) -> None:
+    """Write ``contents``, text as UTF-8, to ``path`` so that a reader sees the old file or the new one, never a part.
 
     A link is followed, and what is no regular file (a pipe, a device) is written to as it is.
 
@@ -38,12 +38,12 @@ def write_whole(path: Path, text: str) -> None:
         UsageError: the file cannot be written; what was there before is still there.
     """
     check_writable(path)
+    data = contents.encode("utf-8") if isinstance(contents, str) else contents
     try:
         if path.exists() and not path.is_file():
-            with path.open("w", encoding="utf-8") as device:
-                device.write(text)
+            path.write_bytes(data)
         else:
-            _replace(path.resolve(), text)
+            _replace(path.resolve(), data)
     except OSError as error:
         raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}; name another file") from error
 
@@ -92,12 +92,12 @@ def write_folder(folder: Path, files: Mapping[str, Callable[[Path], None]], *, r
         raise UsageError(f"cannot write to {str(folder)!r}: {error.strerror or error}; name another one") from error
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, data: bytes) -> None:
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "w", encoding="utf-8") as draft:
-            draft.write(text)
+        with open(descriptor, "wb") as draft:
+            draft.write(data)
         os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:
