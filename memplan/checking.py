@@ -94,7 +94,7 @@ def check(
     about = subject_of(model, inputs, **subject)
     asked = Check(
         name=name or about.name,
-        model=about.name,
+        model=model if isinstance(model, str) else about.name,
         of=of,
         limits=limits,
         method=method.method if isinstance(method, Plan) else method_named(method).name,
@@ -104,6 +104,7 @@ def check(
         optimizer=optimizer,
         foreach=foreach,
         strict=strict,
+        subject=tuple(sorted(subject.items())),
     )
     before = baseline.reading if isinstance(baseline, Verdict) else baseline
     try:
@@ -237,6 +238,8 @@ def _layers(graph: StepGraph, footprint: Footprint, parts: Parts) -> Iterator[La
 
 
 def _growth(text: str | None) -> Growth | None:
+    if text is not None and not isinstance(text, str):
+        raise UsageError(f"max_growth is text such as '2%' or '1MB', not {text!r}")
     return None if text is None else parse_growth(text)
 
 

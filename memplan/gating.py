@@ -155,7 +155,9 @@ def _notes(
 ) -> Iterator[str]:
     where = str(configuration.baseline) if ref is None else f"{configuration.baseline} at {ref}"
     if update:
-        yield f"{configuration.baseline} is written: what is needed now is accepted"
+        left = [verdict.check.name for verdict in verdicts if not verdict.analysed]
+        but = f", but for {', '.join(left)}" if left else ""
+        yield f"{configuration.baseline} is written: what is needed now is accepted{but}"
         return
     wanted = any(check.limits.max_growth is not None for check in configuration.checks)
     if before is None and (wanted or ref is not None):

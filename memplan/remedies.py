@@ -19,6 +19,7 @@ from memplan.planner.costs import Quantity
 from memplan.planner.records import Budget
 from memplan.planner.terms import terms_of
 from memplan.planning import Request, planned_for
+from memplan.reports.sizes import count
 from memplan.setting import implementation_of
 from memplan.steps import Steps
 from memplan.subject import first_batch, subject_of
@@ -44,7 +45,9 @@ def remedies_for(steps: Steps, check: Check, limit_bytes: int) -> tuple[Remedy, 
     for look in (_by_runner, _by_plan, _by_batch):
         ways.extend(_found(look, steps, check, limit_bytes))
     ways.sort(key=lambda way: way.cost)
-    return tuple(way.remedy for way in ways[:SHOWN])
+    remedies = tuple(way.remedy for way in ways[:SHOWN])
+    # A module has no name that a command could be given.
+    return remedies if steps.subject.source is not None else tuple(replace(each, command=None) for each in remedies)
 
 
 def _found(
@@ -84,7 +87,10 @@ def _by_plan(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
     planned = planned_for(steps, request)
     plan, blocks = planned.plan, len(planned.blocks)
     depth = blocks if plan.k is None else plan.k
-    what = "train all of it by a plan" if depth == blocks else f"train the last {depth} of {blocks} blocks and the head"
+    if depth == blocks:
+        what = "train all of it by a plan"
+    else:
+        what = f"train the last {count(depth, 'block')} of {blocks} and the head" if depth else "train the head alone"
     less = max(0, _trained_blocks(check, blocks) - depth)
     command = (
         f"memplan plan {shlex.quote(check.model)} --budget {budget}B{_of(quantity)}{_batch(check)} --out plan.json"

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from memplan.errors import AnalysisError, UsageError, did_you_mean
 from memplan.shapes import format_shape
@@ -70,7 +70,7 @@ def subject_of(
     model: str | nn.Module,
     inputs: Any = None,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     input_shape: tuple[int, ...] | None = None,
     classes: int | None = None,
     dtype: str | None = None,
@@ -80,6 +80,9 @@ def subject_of(
     loss: Loss | None = None,
 ) -> Subject:
     """Return the subject that a spec or a module with example inputs describes.
+
+    A spec's batch has 8 samples unless ``batch_size`` says something else. A module brings its inputs, classes, dtype
+    and weights.
 
     Raises:
         UsageError: the request cannot be understood.
@@ -94,7 +97,7 @@ def subject_of(
             )
         source = resolve(
             model,
-            batch_size=batch_size,
+            batch_size=BATCH_SIZE if batch_size is None else batch_size,
             input_shape=input_shape,
             classes=classes,
             dtype=dtype,
@@ -105,12 +108,28 @@ def subject_of(
         raise UsageError(f"a model is a spec or a torch.nn.Module, not {type(model).__name__}; pass one of these")
     if inputs is None:
         raise UsageError(f"{type(model).__name__} is given without inputs; pass a tensor, a tuple or a dict of them")
+    brought = {
+        "batch_size": batch_size,
+        "input_shape": input_shape,
+        "classes": classes,
+        "dtype": dtype,
+        "weights": weights,
+    }
+    for what, value in brought.items():
+        if value is not None:
+            raise UsageError(
+                f"{what} {value!r} is given for {type(model).__name__}, a module that brings its own with its inputs; "
+                "leave it out"
+            )
     from memplan.tracing.step import forward_of
 
     args, kwargs = forward_of(inputs)
     name = type(getattr(model, "_orig_mod", model)).__name__
     return Subject(name, "module", module=model, args=args, kwargs=kwargs, training=training, amp=amp, loss=loss)
 
+
+#: Samples in a spec's batch where nothing is said.
+BATCH_SIZE: Final = 8
 
 #: Autocast dtypes by the short names that people type.
 AMP_DTYPES: dict[str, str] = {"bf16": "bfloat16", "fp16": "float16", "bfloat16": "bfloat16", "float16": "float16"}

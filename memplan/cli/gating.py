@@ -51,7 +51,7 @@ _OVERRIDES: Final = (
     _over("--strict/--no-strict", "strict", default=None, help="Fail where anything could not be priced."),
     _over("--threads", "threads", type=Whole(), help="Of the machine that steps are priced for."),
     _over("--instruction-set", "instruction-set", metavar="NAME", help="Of that machine: AVX2, AVX512 ..."),
-    _over("--jobs", "jobs", type=Whole(), help="Checks that are analysed at a time, each in a process.  [default: 1]"),
+    _over("--jobs", "jobs", type=Whole(), help="Models that are analysed at a time, each in a process.  [default: 1]"),
     _over("--baseline", "baseline", metavar="FILE", help="What growth is measured from."),
     _over("--require-baseline/--no-require-baseline", "require-baseline", default=None, help="Fail without one."),
 )

@@ -20,7 +20,8 @@ from memplan.reports.machine import to_text
 SCHEMA: Final = "memplan.baseline/1"
 BASELINE_FILE: Final = "memplan-baseline.json"
 
-_NEXT: Final = "write it again with --update-baseline"
+#: What cannot be read is not overwritten: it may be somebody's only copy.
+_NEXT: Final = "restore it, or delete it and write it with --update-baseline"
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def test_an_edit_by_hand_is_told_with_its_line(edit: object, told: str) -> None:
         baseline_from(edited, "memplan-baseline.json")
     message = str(caught.value)
     assert told in message
-    assert message.endswith("write it again with --update-baseline")
+    assert message.endswith("restore it, or delete it and write it with --update-baseline")
     name = '"b"' if "b." in told or "4,4" in told or "4,5" in told else '"a"'
     line = next(number for number, each in enumerate(text.splitlines(), 1) if each.strip().startswith(f"{name}: {{"))
     if name == '"b"':
@@ -96,7 +96,7 @@ def test_an_edit_by_hand_is_told_with_its_line(edit: object, told: str) -> None:
 def test_a_conflict_left_by_git_is_told_with_its_line() -> None:
     text = baseline_text(BASELINE, "1.0").replace('  "checks"', '<<<<<<< HEAD\n  "checks"', 1)
     with pytest.raises(
-        UsageError, match=r"^base\.json:5: this is not JSON: .*; write it again with --update-baseline$"
+        UsageError, match=r"^base\.json:5: this is not JSON: .*; restore it, or delete it and write it with --update-baseline$"
     ):
         baseline_from(text, "base.json")
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from memplan.errors import UsageError
-from memplan.gate.config import CHECK_KEYS, GATE_KEYS, Configuration, read_configuration
+from memplan.gate.config import Configuration, read_configuration
+from memplan.gate.keys import CHECK_KEYS, GATE_KEYS
 
 TEXT = """[project]
 name = "net"

@@ -1,0 +1,223 @@
+"""The end of a run: the baseline is written, once, and what was checked is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from memplan.errors import MemplanError
+from memplan.pytest_plugin.collected import Collected, Collection
+from memplan.pytest_plugin.settings import Settings
+
+if TYPE_CHECKING:
+    from memplan.gate.baseline import Baseline
+    from memplan.pytest_plugin.outcomes import Outcome
+    from memplan.reports.layout import Columns
+
+#: What the report of a test bears from the process that ran it to the one that tells.
+ATTRIBUTE: Final = "memplan"
+
+_UPDATE: Final = "--memplan-update-baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One sentence at the end; a ``loud`` one is no detail."""
+
+    text: str
+    loud: bool = False
+
+
+class Summary:
+    """Gathers the outcomes of all tests, in the process that reports."""
+
+    def __init__(self, config: pytest.Config, settings: Settings, collection: Collection) -> None:
+        self._settings, self._collection = settings, collection
+        self._root, self._folder = config.rootpath, config.invocation_params.dir
+        self._found: dict[str, tuple[Outcome, ...]] = {}
+        self._sent = Collected()
+        self._notes: tuple[Note, ...] = ()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take what a test's report bears; the last run of a test counts."""
+        told: Sequence[dict[str, Any]] = getattr(report, ATTRIBUTE, ())
+        if report.when == "call" and told:
+            from memplan.pytest_plugin.outcomes import Outcome
+
+            expected = hasattr(report, "wasxfail") and report.outcome == "skipped"
+            outcomes = [Outcome(**{**each, "unpriced": tuple(each["unpriced"])}) for each in told]
+            self._found[report.nodeid] = tuple(
+                replace(each, word="xfails") if expected and each.word in ("fails", "error") else each
+                for each in outcomes
+            )
+        elif report.when == "call":
+            self._found.pop(report.nodeid, None)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take what a worker of xdist collected; all collect the same."""
+        sent = getattr(node, "workeroutput", {}).get("memplan_collected")
+        if sent is not None:
+            self._sent = Collected(*map(tuple, sent))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the baseline if that was asked for, and settle what is to be told."""
+        checked = [each for each in self._outcomes() if each.word]
+        collected = self._sent if self._sent.tests else self._collection.collected()
+        if session.config.option.collectonly or not (checked or collected.tests):
+            return
+        try:
+            self._notes = tuple(self._settled(checked, collected))
+        except MemplanError as error:
+            self._notes = (Note(said(error), loud=True),)
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the table, if it was asked for, and the notes."""
+        if not self._settings.report and not self._notes:
+            return
+        terminalreporter.section("memplan")
+        outcomes = self._outcomes()
+        if self._settings.report and outcomes:
+            width = terminalreporter.config.get_terminal_writer().fullwidth
+            heading, *lines = (line.plain.rstrip() for line in table_of(outcomes).lines(width))
+            terminalreporter.write_line(heading, bold=True)
+            for outcome, line in zip(outcomes, lines, strict=True):
+                terminalreporter.write_line(line, red=outcome.word in ("fails", "error"))
+        if self._settings.report:
+            terminalreporter.write_line(closing(outcomes))
+        for note in self._notes:
+            terminalreporter.write_line(note.text, yellow=note.loud, bold=note.loud)
+
+    def _outcomes(self) -> list[Outcome]:
+        """Return all outcomes by node id: workers finish in any order."""
+        return [outcome for test in sorted(self._found) for outcome in self._found[test]]
+
+    def _settled(self, checked: Sequence[Outcome], collected: Collected) -> Iterator[Note]:
+        from memplan.gate.baseline import Baseline, read_baseline
+
+        path = self._settings.baseline
+        before = read_baseline(path)
+        stale = tuple(_stale({} if before is None else before.tests, collected, self._root))
+        shown = os.path.relpath(path, self._folder) if path.is_relative_to(self._folder) else str(path)
+        if self._settings.update:
+            yield from self._written(before or Baseline(origin=str(path)), checked, stale, shown)
+        else:
+            yield from _missing(before, checked, shown)
+            if stale:
+                yield Note(f"stale entries of {shown}, of no marked test: {_listed(stale)}; drop them with {_UPDATE}")
+        for outcome in checked:
+            if outcome.unpriced:
+                yield Note(f"{outcome.test}: not priced: {'; '.join(outcome.unpriced)}")
+
+    def _written(
+        self, before: Baseline, checked: Sequence[Outcome], stale: Sequence[str], shown: str
+    ) -> Iterator[Note]:
+        from memplan import __version__
+        from memplan.gate.baseline import write_baseline
+        from memplan.gate.records import Reading
+        from memplan.reports.decoding import decoded
+
+        read = {
+            each.test: decoded(Reading, json.loads(each.reading), each.test)
+            for each in checked
+            if each.reading is not None
+        }
+        if not read and not stale:
+            yield Note(f"nothing was analysed: {shown} is as it was", loud=True)
+            return
+        kept = {test: entry for test, entry in before.tests.items() if test not in stale}
+        torch = next((each.torch for each in checked if each.torch), before.torch)
+        write_baseline(self._settings.baseline, replace(before, tests={**kept, **read}, torch=torch), __version__)
+        yield Note(f"{shown} is written: {_tests(len(read))} now accepted, {len(kept.keys() - read.keys())} kept")
+        if stale:
+            yield Note(f"dropped from it, of no marked test: {_listed(stale)}")
+
+
+def said(error: Exception) -> str:
+    """Return an error's sentence with the option that pytest has for the gate's ``--update-baseline``."""
+    return str(error).replace("--update-baseline", _UPDATE)
+
+
+def table_of(outcomes: Sequence[Outcome]) -> Columns:
+    """Return the table of all checked tests."""
+    from memplan.gate.formats.contents import NOTHING, plain, shown_bytes
+    from memplan.gate.judge import growth_text
+    from memplan.reports.layout import Column, Columns
+
+    def change(outcome: Outcome) -> str:
+        if outcome.bytes is None or outcome.baseline_bytes is None:
+            return NOTHING
+        return growth_text(outcome.bytes - outcome.baseline_bytes, outcome.baseline_bytes)
+
+    def name(outcome: Outcome) -> str:
+        return plain(outcome.test if outcome.word else f"{outcome.test} ({outcome.model})")
+
+    columns = [
+        Column("test", tuple(map(name, outcomes)), right=False, elastic=True),
+        Column("limit", tuple(shown_bytes(each.limit_bytes) for each in outcomes)),
+        Column("now", tuple(shown_bytes(each.bytes) for each in outcomes)),
+        Column("baseline", tuple(shown_bytes(each.baseline_bytes) for each in outcomes), leaves=1),
+        Column("change", tuple(map(change, outcomes)), leaves=2),
+        Column("verdict", tuple(each.word or NOTHING for each in outcomes), right=False),
+    ]
+    if any(each.of != "peak" for each in outcomes):
+        columns.insert(1, Column("of", tuple(each.of for each in outcomes), right=False))
+    return Columns(tuple(columns), indent=0)
+
+
+def closing(outcomes: Iterable[Outcome]) -> str:
+    """Return what all verdicts come to, in a sentence."""
+    words = [outcome.word for outcome in outcomes if outcome.word]
+    failing = sum(word in ("fails", "error") for word in words)
+    if not words:
+        return "No test was held to a limit."
+    if failing:
+        return f"{failing} of {_tests(len(words))} fail{'s' if failing == 1 else ''}."
+    return "The one test holds." if len(words) == 1 else f"All {_tests(len(words))} hold."
+
+
+def _stale(entries: Iterable[str], collected: Collected, root: Path) -> Iterator[str]:
+    """Yield the entries whose file is gone, or was collected completely and has no such marked test."""
+    for test in entries:
+        file = test.partition("::")[0]
+        if test not in collected.tests and (file in collected.files or not (root / file).exists()):
+            yield test
+
+
+def _missing(before: Baseline | None, checked: Sequence[Outcome], shown: str) -> Iterator[Note]:
+    """Yield what a baseline would tell and does not, and that it is of another torch."""
+    without = [
+        each.test for each in checked if each.growth_limited and each.baseline_bytes is None and each.bytes is not None
+    ]
+    if without and before is None:
+        yield Note(f"there is no baseline {shown}: growth is not checked, limits are; write it with {_UPDATE}", True)
+    elif without:
+        yield Note(
+            f"growth is not checked where {shown} has no entry: {_listed(without)}; write it with {_UPDATE}", True
+        )
+    for then, now in sorted({(each.baseline_torch, each.torch) for each in checked if each.baseline_torch}):
+        if now and then != now:
+            yield Note(
+                f"{shown} is of torch {then}, this is torch {now}: bytes may differ for that alone; "
+                f"write it again with {_UPDATE}",
+                loud=True,
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    from memplan.gate.formats.contents import listed
+
+    return listed(names)
+
+
+def _tests(number: int) -> str:
+    from memplan.reports.sizes import count
+
+    return count(number, "test")
