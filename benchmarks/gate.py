@@ -29,7 +29,9 @@ NETWORKS = (
     "efficientnet_b0",
 )
 ROUNDS = 5
-IMPORTS = "from memplan.sources.torchvision_compat import declare_missing_operators as d; d(); import torch, torchvision"
+IMPORTS = (
+    "from memplan.sources.torchvision_compat import declare_missing_operators as d; d(); import torch, torchvision"
+)
 RECORDINGS = """
 import gc, time; gc.disable()
 from memplan.checking import reading_of, subject_for

@@ -22,9 +22,9 @@ from memplan.cli.gating import gate
 from memplan.cli.output import READER_GONE
 from memplan.errors import UsageError
 from memplan.gate.baseline import Baseline, baseline_text
-from memplan.gate.keys import CHECK_KEYS, GATE_KEYS, Key
 from memplan.gate.growth import parse_growth
 from memplan.gate.judge import judged, unanalysed
+from memplan.gate.keys import CHECK_KEYS, GATE_KEYS, Key
 from memplan.gate.records import Check, FailureKind, GateResult, LayerPart, Limits, Place, Reading, Verdict
 from memplan.graph.records import Machine
 from memplan.memory.parts import Measurand

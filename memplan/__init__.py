@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from memplan.planning import plan
     from memplan.pruning import prune
     from memplan.results import Analysis, Front, Planned, Verification
+    from memplan.sweeping import sweep
     from memplan.tracing.record import StepRecord, trace
     from memplan.transform.apply import plan_of
     from memplan.transform.measure import measured_peak
@@ -44,6 +45,7 @@ _HOMES = {
     "prune": "memplan.pruning",
     "plan_of": "memplan.transform.apply",
     "restore": "memplan.application",
+    "sweep": "memplan.sweeping",
     "trace": "memplan.tracing.record",
     "trained_parameters": "memplan.application",
     "verify": "memplan.verification",
@@ -97,6 +99,7 @@ __all__ = [
     "plan_of",
     "prune",
     "restore",
+    "sweep",
     "trace",
     "trained_parameters",
     "verify",

@@ -312,8 +312,8 @@ class Planned(Shown):
 
     def _table(self) -> Table:
         heading = (
-            f"{_told(self.setting)}; {self.runner} {self.plan.label}: {self.bytes:,} bytes of a budget of "
-            f"{self.budget.bytes:,} on {self.budget.of}, gradients {self.plan.gradients}"
+            f"{_told(self.setting)}; {self.runner} {self.plan.label}: {self.budget.of} {self.bytes:,} bytes, "
+            f"the budget is {self.budget.bytes:,}; gradients {self.plan.gradients}"
         )
         return Table(heading, self.to_records())
 

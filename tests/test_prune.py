@@ -340,7 +340,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"target": 1.5}, "a target is a positive number of bytes or text such as '2MB' or '-65%', not 1.5"),
     ({"target": "1GB"}, "the target '1GB' is not below the present peak of 114.7 KB per sample, so tha"),
     ({"target": "1GB", "counting": "real"}, "the target '1GB' is not below the present peak of "),
-    ({"target": "-50%", "counting": "tinytlx"}, "no counting 'tinytlx'; did you mean 'tinytl'?; choose one of tinytl, real"),
+    (
+        {"target": "-50%", "counting": "tinytlx"},
+        "no counting 'tinytlx'; did you mean 'tinytl'?; choose one of tinytl, real",
+    ),
     ({"target": "-50%", "round_to": 0}, "channels are rounded to a number from 1 on, not 0"),
     ({"target": "-50%", "max_prune": 1.0}, "max-prune is a share of a group's channels between 0 and 1, not 1.0"),
     ({"target": "-50%", "max_prune": float("nan")}, "max-prune is a share of a group's channels between 0 and 1, not"),

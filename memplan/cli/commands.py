@@ -14,8 +14,10 @@ from memplan.cli.border import Commands
 from memplan.cli.from_plan import PlanGiven, check_model, notes_on, plan_given
 from memplan.cli.gating import gate
 from memplan.cli.options import (
+    BARS_OPTION,
     JSON_OPTION,
     K_OPTION,
+    MARKDOWN_OPTION,
     METHOD_OPTION,
     MODEL_OPTIONS,
     PLAN_ARGUMENT,
@@ -32,9 +34,19 @@ from memplan.cli.options import (
     subject_options,
     with_options,
 )
-from memplan.cli.output import TO_STDOUT, check_output, print_report, progress_line, quiet, write_json, write_stdout
+from memplan.cli.output import (
+    TO_STDOUT,
+    check_output,
+    check_outputs,
+    print_report,
+    progress_line,
+    quiet,
+    write_json,
+    write_stdout,
+)
 from memplan.cli.planning import diff, explain, pareto, plan
 from memplan.cli.pruning import prune
+from memplan.cli.sweeping import sweep
 from memplan.errors import AnalysisError, UsageError
 
 if TYPE_CHECKING:
@@ -58,9 +70,9 @@ def main() -> None:
     MODEL is a name (mobilenet_v3, resnet50), torchvision:NAME, timm:NAME, hf:MODEL_TYPE, a directory with a
     config.json, path/to/file.py:FACTORY or package.module:FACTORY.
 
-    Exit codes: 0 something listed fits, or no budget is given; 1 nothing fits, a measurement is outside the tolerance
-    or the budget, or two plans differ; 2 the request is not understood or its output cannot be written; 3 the model
-    cannot be analysed.
+    Exit codes: 0 something listed fits, or no budget is given; 1 nothing fits, a limit is exceeded, a measurement is
+    outside the tolerance or the budget, or two plans differ; 2 the request is not understood or its output cannot be
+    written; 3 a model cannot be analysed; 130 interrupted.
     """
 
 
@@ -85,7 +97,7 @@ def main() -> None:
 @click.option("--top", type=Whole(), help="Layers to list, and storages at the peak.")
 @click.option("--sort", type=Named("order", sorts), default="saved", show_default=True, help="Which layers come first.")
 @click.option("--strict", is_flag=True, help="Fail when anything could not be attributed or priced.")
-@with_options((JSON_OPTION,))
+@with_options((BARS_OPTION, JSON_OPTION, MARKDOWN_OPTION))
 @click.pass_obj
 def analyze(
     switches: dict[str, bool],
@@ -97,7 +109,9 @@ def analyze(
     top: int | None,
     sort: str,
     strict: bool,
+    bars: bool,
     json_file: str | None,
+    markdown_file: str | None,
     **options: Any,
 ) -> int:
     """Show what MODEL needs, and whether it fits a budget.
@@ -105,7 +119,7 @@ def analyze(
     Bytes are those of one training step in steady state, for each way to fine-tune, run by stock PyTorch or by what
     memplan apply gives; nothing is run or downloaded.
     """
-    check_output(json_file)
+    check_outputs(json=json_file, markdown=markdown_file)
     if top is not None and top < 0:
         raise UsageError(f"--top must be 0 or more, not {top}")
     usual = DEFAULT_METHODS if options["budget"] is None else METHODS_FOR_A_BUDGET
@@ -128,10 +142,14 @@ def analyze(
         from memplan.reports.machine import analysis_to_json, to_text
 
         write_json(json_file, to_text(analysis_to_json(analysis, __version__)))
-    if json_file != TO_STDOUT:
+    if markdown_file is not None:
+        from memplan.reports.markdown import analysis_markdown
+
+        write_json(markdown_file, analysis_markdown(analysis, __version__))
+    if TO_STDOUT not in (json_file, markdown_file):
         from memplan.reports.console import analysis_report
 
-        print_report(analysis_report(analysis, top=top, sort=sort))
+        print_report(analysis_report(analysis, top=top, sort=sort, bars=bars))
         if analysis.suggestion is not None or analysis.no_suggestion is not None:
             from memplan.reports.plan import suggestion_report
 
@@ -150,7 +168,7 @@ def analyze(
 @click.option("--steps", type=Whole(), default=2, show_default=True, help="Real steps to run.")
 @click.option("--rss", is_flag=True, help="Show the process's high-water mark too.")
 @click.option("--seed", type=Whole(), default=0, show_default=True, help="Of random weights and inputs.")
-@with_options((JSON_OPTION,))
+@with_options((JSON_OPTION, MARKDOWN_OPTION))
 @click.pass_obj
 def verify(
     switches: dict[str, bool],
@@ -161,6 +179,7 @@ def verify(
     k: int | None,
     treatments: tuple[str, ...],
     json_file: str | None,
+    markdown_file: str | None,
     **options: Any,
 ) -> int:
     """Run real steps of MODEL, or of a PLAN file for it.
@@ -169,7 +188,7 @@ def verify(
     on is outside the tolerance, or a step does not fit the plan's budget. Batch size, input and optimizer are the
     plan's unless others are given.
     """
-    check_output(json_file)
+    check_outputs(json=json_file, markdown=markdown_file)
     given = None if plan_file is None else plan_given(plan_file, options)
     if given is None:
         check_k(() if k is None else (k,), (method,))
@@ -186,7 +205,11 @@ def verify(
         from memplan.reports.machine import to_text, verification_to_json
 
         write_json(json_file, to_text(verification_to_json(verification, __version__)))
-    if json_file != TO_STDOUT:
+    if markdown_file is not None:
+        from memplan.reports.markdown import verification_markdown
+
+        write_json(markdown_file, verification_markdown(verification, __version__))
+    if TO_STDOUT not in (json_file, markdown_file):
         from memplan.reports.console import verification_report
 
         print_report(verification_report(verification))
@@ -259,5 +282,5 @@ def methods() -> None:
     print_report(methods_report())
 
 
-for command in (apply, plan, pareto, explain, diff, prune, gate):
+for command in (apply, plan, pareto, explain, diff, prune, gate, sweep):
     main.add_command(command)

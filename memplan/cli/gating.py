@@ -86,12 +86,12 @@ def gate(
     debug: bool,
     **options: Any,
 ) -> int:
-    """Hold the checks of a project to their memory limits, all or the CHECKs that are named.
+    """Hold a project's checks to their memory limits.
 
-    Checks are written in pyproject.toml, under [[tool.memplan.checks]]. What is compared is the upper estimate, for a
-    named machine, so that the bytes are the same everywhere. The command line comes before the environment
-    (MEMPLAN_MAX_GROWTH and so on), that before the file. Exits with 0 when all hold, 1 when a check fails, 2 when the
-    configuration is wrong, 3 when a model cannot be analysed.
+    All of them, or the CHECKs that are named. They are written in pyproject.toml, under [[tool.memplan.checks]]. What
+    is compared is the upper estimate, for a named machine, so that the bytes are the same everywhere. The command line
+    comes before the environment (MEMPLAN_MAX_GROWTH and so on), that before the file. Exits with 0 when all hold, 1
+    when a check fails, 2 when the configuration is wrong, 3 when a model cannot be analysed.
     """
     switches["debug"] = switches["debug"] or debug
     files = _files(outs)

@@ -83,7 +83,8 @@ class Named(StrType):
         raise UsageError(f"no {self.name} {value!r}{hint}")
 
 
-def _dtypes() -> Iterable[str]:
+def dtype_names() -> Iterable[str]:
+    """Return the names of dtypes."""
     from memplan.sources import DTYPES
 
     return DTYPES
@@ -130,7 +131,7 @@ _MODEL: Final = click.argument("model")
 _ABOUT_MODEL: Final = (
     click.option("--input", "input_shape", metavar="SHAPE", help="Input without the batch, such as 3x224x224 or 64."),
     click.option("--classes", type=Whole(), help="Classes of the head."),
-    click.option("--dtype", type=Named("dtype", _dtypes), help="Of parameters, buffers and inputs."),
+    click.option("--dtype", type=Named("dtype", dtype_names), help="Of parameters, buffers and inputs."),
     click.option("--weights", metavar="FILE", help="Local .pt, .pth or .safetensors file that must fit the model."),
     click.option("--train/--eval", "training", default=None, help="Mode of the model.  [default: train]"),
     click.option(
@@ -226,6 +227,10 @@ PRUNING_OPTIONS: Final = (
     click.option("--keep", metavar="LAYER", multiple=True, help="A layer that is never pruned; repeatable."),
 )
 JSON_OPTION: Final = click.option("--json", "json_file", metavar="FILE|-", help="Write JSON to FILE; - is stdout.")
+MARKDOWN_OPTION: Final = click.option(
+    "--markdown", "markdown_file", metavar="FILE|-", help="Write Markdown for a pull request to FILE; - is stdout."
+)
+BARS_OPTION: Final = click.option("--bars", is_flag=True, help="Show saved and temp of each block as bars.")
 METHOD_OPTION: Final = click.option(
     "--method", type=Named("method", method_names), default="full", show_default=True, help="What trains."
 )

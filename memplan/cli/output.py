@@ -34,6 +34,26 @@ def check_output(json_file: str | None) -> None:
         check_writable(Path(json_file))
 
 
+def check_outputs(**files: str | None) -> None:
+    """Raise where a file that is asked for cannot be written, or is asked for twice.
+
+    Args:
+        **files: by the names of their options, such as ``json``; ``None`` where one is not given.
+
+    Raises:
+        UsageError: it cannot, or is.
+    """
+    named: dict[str, str] = {}
+    for option, file in files.items():
+        if file is None:
+            continue
+        check_output(file)
+        place = file if file == TO_STDOUT else str(Path(file).resolve())
+        if place in named:
+            raise UsageError(f"--{named[place]} and --{option} name the same file {file!r}; name two")
+        named[place] = option
+
+
 def check_new(out: str, json_file: str | None, *, replace: bool) -> None:
     """Raise where the file that is asked for is there already, cannot be written, or is the JSON's.
 

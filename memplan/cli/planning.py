@@ -11,7 +11,9 @@ import click
 
 from memplan import __version__
 from memplan.cli.options import (
+    BARS_OPTION,
     JSON_OPTION,
+    MARKDOWN_OPTION,
     MODEL_OPTIONS,
     PLANNED_MODEL_OPTIONS,
     PRUNING_OPTIONS,
@@ -27,7 +29,7 @@ from memplan.cli.options import (
 from memplan.cli.output import (
     TO_STDOUT,
     check_new,
-    check_output,
+    check_outputs,
     print_report,
     progress_line,
     quiet,
@@ -85,7 +87,7 @@ TERMS: Final = (
 @click.option("--fix", type=Named("quantity to fix", lambda: ("batch-size",)), help="Keep the batch size: the default.")
 @click.option("--out", metavar="FILE", help="Write the plan, to be explained, verified and applied.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
-@with_options((JSON_OPTION,))
+@with_options((BARS_OPTION, JSON_OPTION, MARKDOWN_OPTION))
 @click.pass_obj
 def plan(
     switches: dict[str, bool],
@@ -95,18 +97,21 @@ def plan(
     fix: str | None,
     out: str | None,
     force: bool,
+    bars: bool,
     json_file: str | None,
+    markdown_file: str | None,
     **options: Any,
 ) -> None:
     """Find the best plan for MODEL within a budget.
 
     Exits with 1 when nothing that is allowed fits. What is printed is the plan's own recorded step.
     """
-    check_output(json_file)
+    check_outputs(json=json_file, markdown=markdown_file)
     if budget is None:
         raise UsageError("no --budget is given; write for example --budget 64MB")
     if out is not None:
         check_new(out, json_file, replace=force)
+        check_outputs(markdown=markdown_file, out=out)
     _check(options, fix)
     asked = _asked(model, options)
     with quiet(switches), progress_line() as progress:
@@ -127,10 +132,14 @@ def plan(
         from memplan.reports.machine import to_text
 
         write_json(json_file, to_text(planned_to_json(planned, told, __version__)))
-    if json_file != TO_STDOUT:
+    if markdown_file is not None:
+        from memplan.reports.markdown import planned_markdown
+
+        write_json(markdown_file, planned_markdown(planned, __version__))
+    if TO_STDOUT not in (json_file, markdown_file):
         from memplan.reports.plan import plan_report
 
-        print_report(plan_report(planned))
+        print_report(plan_report(planned, bars=bars))
         if out is not None:
             file = shlex.quote(out)
             both = f"{shlex.quote(model)} {file}"
@@ -146,7 +155,7 @@ def plan(
 @click.option("--points", type=Whole(), default=16, show_default=True, help="Plans at most; each is recorded.")
 @click.option("--svg", metavar="FILE", help="Draw the front; needs matplotlib.")
 @click.option("--png", metavar="FILE", help="The same as pixels.")
-@with_options((JSON_OPTION,))
+@with_options((JSON_OPTION, MARKDOWN_OPTION))
 @click.pass_obj
 def pareto(
     switches: dict[str, bool],
@@ -155,13 +164,14 @@ def pareto(
     svg: str | None,
     png: str | None,
     json_file: str | None,
+    markdown_file: str | None,
     **options: Any,
 ) -> None:
     """Show memory against k, FLOPs and exact gradients for MODEL.
 
     Each point is a plan that no other plan beats in all of them, with the bytes of its own recorded step.
     """
-    check_output(json_file)
+    check_outputs(json=json_file, markdown=markdown_file)
     pictures = {kind: Path(file) for kind, file in (("svg", svg), ("png", png)) if file is not None}
     if pictures:
         from memplan.reports.files import check_writable, write_whole
@@ -188,7 +198,11 @@ def pareto(
         from memplan.reports.machine import to_text
 
         write_json(json_file, to_text(front_to_json(front, __version__)))
-    if json_file != TO_STDOUT:
+    if markdown_file is not None:
+        from memplan.reports.markdown import front_markdown
+
+        write_json(markdown_file, front_markdown(front, __version__))
+    if TO_STDOUT not in (json_file, markdown_file):
         from memplan.reports.front import front_report
 
         print_report(front_report(front))

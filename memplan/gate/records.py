@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from memplan.gate.growth import Growth
 from memplan.graph.records import Machine
 from memplan.memory.parts import Measurand
 from memplan.methods.plan import Gradients
+from memplan.tables import Record, Shown, Table
 
 #: What a step is priced for unless something else is configured, so that every machine gives the same bytes; the
 #: accuracy of docs/accuracy.md was measured on it.
@@ -144,7 +145,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Shown):
     """What a check came to. It holds when nothing failed; ``reading`` is ``None`` where the model was not analysed.
 
     ``differences`` say what of the setting is not as in the baseline, ``changes`` the layers, those that explain the
@@ -191,6 +192,16 @@ class Verdict:
         if not self.analysed:
             return "error"
         return "ok" if self.holds else "fails"
+
+    def to_records(self) -> list[Record]:
+        """Return one record for each layer's part of the quantity; none where the model was not analysed."""
+        return [] if self.reading is None else [asdict(part) for part in self.reading.layers]
+
+    def _table(self) -> Table:
+        limit = "" if self.limit_bytes is None else f", the limit is {self.limit_bytes:,}"
+        now = "" if self.reading is None else f", {self.check.of} {self.reading.bytes:,} bytes{limit}"
+        reasons = "".join(f"; {failure.sentence}" for failure in self.failures)
+        return Table(f"{self.check.name}: {self.word}{now}{reasons}", self.to_records())
 
 
 @dataclass(frozen=True, slots=True)

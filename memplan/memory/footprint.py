@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Final
 
 from memplan.graph.records import Phase, Storage
 from memplan.graph.step_graph import StepGraph
 from memplan.memory.arrivals import arrivals, released
 from memplan.memory.optimizers import Implementation, OptimizerRule, optimizer_rule
 from memplan.memory.timeline import Timeline, alive_at, maker, timeline, updated_parameters
+from memplan.tables import Record, Shown, Table
+
+#: Layers that a notebook names.
+_SHOWN_LAYERS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ class Composition:
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class Footprint(Shown):
     """The memory of one training step in steady state (second step on), in bytes.
 
     ``peak_bytes`` is the allocator's peak: live storages and the scratch inside kernels. ``first_step_peak_bytes`` is
@@ -94,6 +100,40 @@ class Footprint:
     unpriced: tuple[str, ...] = ()
     unhooked_bytes: int = 0
     unhooked_layers: tuple[str, ...] = ()
+
+    def to_records(self) -> list[Record]:
+        """Return one record for each layer, in the model's order: path and type, and bytes as integers."""
+        return [asdict(layer) for layer in self.layers]
+
+    def _table(self) -> Table:
+        rows = sorted(self.layers, key=lambda layer: -layer.saved_bytes)
+        named = rows if len(rows) <= _SHOWN_LAYERS + 1 else rows[:_SHOWN_LAYERS]
+        hidden = rows[len(named) :]
+        more = [_together(f"...and {len(hidden):,} more", hidden)] if hidden else []
+        where = "the optimizer's update" if self.peak.phase == "optimizer" else f"the {self.peak.phase} of {_of(self)}"
+        heading = (
+            f"peak {self.peak_bytes:,} bytes in {where}; saved {self.saved_bytes:,}, at most {self.temp_bytes:,} temp, "
+            f"at most {self.resident_bytes:,} resident"
+        )
+        records = [{**asdict(layer), "path": layer.path or "(model)"} for layer in named]
+        return Table(heading, [*records, *map(asdict, (*more, _together("all, or the largest temp", rows)))])
+
+
+def _of(footprint: Footprint) -> str:
+    return footprint.peak.layer or "(model)"
+
+
+def _together(name: str, layers: Sequence[LayerFootprint]) -> LayerFootprint:
+    """Return layers as one: sums, and of temp the largest."""
+    return LayerFootprint(
+        path=name,
+        type="",
+        saved_bytes=sum(layer.saved_bytes for layer in layers),
+        temp_bytes=max((layer.temp_bytes for layer in layers), default=0),
+        parameter_bytes=sum(layer.parameter_bytes for layer in layers),
+        gradient_bytes=sum(layer.gradient_bytes for layer in layers),
+        state_bytes=sum(layer.state_bytes for layer in layers),
+    )
 
 
 def price(

@@ -12,6 +12,7 @@ from memplan.errors import UsageError
 from memplan.methods.cut import ScheduledOp
 from memplan.methods.pruning import PrunedAxis, PrunedGroup, from_ranges, pruning_faults, to_ranges
 from memplan.methods.treatments.lite_residual import LiteShape, Norm
+from memplan.tables import Record, Shown, Table
 
 #: Whether the gradients are those of the same network trained by stock PyTorch.
 Gradients: TypeAlias = Literal["exact", "approximate"]
@@ -68,7 +69,7 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Shown):
     """What trains and what is done to each layer, for one model.
 
     ``trained`` names parameters of the model; the parameters of lite branches train too. ``running`` lists norms that
@@ -117,6 +118,33 @@ class Plan:
     def label(self) -> str:
         """The method with its k, as tables show it."""
         return self.method if self.k is None else f"{self.method} k={self.k}"
+
+    def to_records(self) -> list[Record]:
+        """Return one record for each module where something is done: its path, and the treatments there.
+
+        What is done to single ops or to the whole step, as ``recompute`` and ``fused-update``, has no module.
+        """
+        done: dict[str, dict[str, None]] = {}
+        for path, treatments in self._places():
+            done.setdefault(path, {}).update(dict.fromkeys(treatments))
+        return [{"path": path, "treatments": ", ".join(treatments)} for path, treatments in done.items()]
+
+    def _places(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        yield from ((layer.path, layer.treatments) for layer in self.layers)
+        yield from ((path, ("tune",)) for pair in self.tuned for path in (pair.convolution, pair.norm))
+        yield from ((path, ("frozen-int8",)) for path in self.int8)
+        yield from ((branch.path, ("lite-residual",)) for branch in self.lite)
+        owners = [axis.tensor.rpartition(".")[0] for group in self.pruned for axis in group.axes if axis.dropped]
+        yield from ((path, ("prune",)) for path in owners)
+        if self.microbatch is not None:
+            yield self.microbatch.boundary, ("prefix-microbatch",)
+
+    def _table(self) -> Table:
+        tensors = "1 tensor trains" if len(self.trained) == 1 else f"{len(self.trained):,} tensors train"
+        heading = (
+            f"{self.label}: {tensors}, gradients {self.gradients}; treatments: {', '.join(self.treatments) or 'none'}"
+        )
+        return Table(heading, [{**record, "path": record["path"] or "(model)"} for record in self.to_records()])
 
 
 def plan_to_json(plan: Plan) -> str:

@@ -147,9 +147,10 @@ def said(error: Exception) -> str:
 
 def table_of(outcomes: Sequence[Outcome]) -> Columns:
     """Return the table of all checked tests."""
-    from memplan.gate.formats.contents import NOTHING, plain, shown_bytes
+    from memplan.gate.formats.contents import NOTHING, shown_bytes
     from memplan.gate.judge import growth_text
     from memplan.reports.layout import Column, Columns
+    from memplan.tables import plain
 
     def change(outcome: Outcome) -> str:
         if outcome.bytes is None or outcome.baseline_bytes is None:

@@ -10,6 +10,7 @@ from rich.text import Text
 from memplan.memory import AliveStorage, Footprint, Peak
 from memplan.methods import METHODS
 from memplan.planner.records import Budget
+from memplan.reports.bars import Bars, BlockRun
 from memplan.reports.layers import layer_table
 from memplan.reports.layout import Column, Columns, Paragraph
 from memplan.reports.picture import Picture
@@ -23,11 +24,13 @@ DEFAULT_ALIVE = 4
 _FITS = {True: "yes", False: "no", None: ""}
 
 
-def analysis_report(analysis: Analysis, *, top: int | None = None, sort: str = "saved") -> RenderableType:
+def analysis_report(
+    analysis: Analysis, *, top: int | None = None, sort: str = "saved", bars: bool = False
+) -> RenderableType:
     """Return what a terminal shows of an analysis.
 
     The peak, the picture and the layers are those of the first method. ``top`` adds the table of that many layers,
-    ``sort`` says which come first.
+    ``sort`` says which come first; ``bars`` adds the blocks, of the best plan too or else of the lowest peak.
     """
     parts: list[RenderableType] = [*_heading(analysis), Text(), _methods(analysis)]
     if analysis.budget_bytes is not None:
@@ -38,16 +41,29 @@ def analysis_report(analysis: Analysis, *, top: int | None = None, sort: str = "
         unit = unit_for(method.footprint.peak_bytes)
         parts += [Text(), *_peak(method, unit, DEFAULT_ALIVE if top is None else top)]
         parts += [Picture(method.footprint.timeline, unit, analysis.budget_bytes)]
+        if bars:
+            parts += [Bars(compared_runs(analysis), analysis.blocks)]
         if top:
             parts += [Text(), _title(f"Layers of {method.runner} {method.label}, by {sort}")]
             parts += [layer_table(method.footprint, top, sort)]
     return Group(*parts, *_remarks("note", analysis.notes), *_remarks("not priced", analysis.unpriced))
 
 
+def compared_runs(analysis: Analysis) -> tuple[BlockRun, ...]:
+    """Return the first method, and beside it the suggested plan, or else the method with the lowest peak."""
+    first, *others = (
+        BlockRun(f"{method.runner} {method.label}", method.footprint, method.step) for method in analysis.methods
+    )
+    plan = analysis.suggestion
+    if plan is not None:
+        return first, BlockRun(f"best plan in {size(plan.budget.bytes)}", plan.footprint, plan.step)
+    best = min((first, *others), key=lambda run: run.footprint.peak_bytes)
+    return (first,) if best is first else (first, best)
+
+
 def verification_report(verification: Verification) -> RenderableType:
     """Return what a terminal shows of a verification: each prediction beside what was measured."""
     setting, steps = verification.setting, verification.steps
-    low, high = verification.tolerance
     unit = unit_for(max(verification.measured_saved_bytes, *(step.measured_bytes for step in steps)))
     difference = verification.predicted_saved_bytes - verification.measured_saved_bytes
     names = ["saved", *(f"peak, step {step.number}" for step in steps)]
@@ -64,13 +80,6 @@ def verification_report(verification: Verification) -> RenderableType:
             Column("", tuple(remarks), right=False, leaves=1),
         )
     )
-    bounds = f"peaks from step 2 within {low:+.0%} and {high:+.0%}"
-    if verification.holds:
-        answer = _paragraph(f"Holds: saved bytes equal, {bounds} of what was measured.", style="bold green")
-    else:
-        saved = "saved bytes equal" if verification.saved_equal else "saved bytes differ"
-        worst = max((step.error for step in steps[1:]), key=abs, default=0.0)
-        answer = _paragraph(f"Does not hold: {saved}, worst peak {worst:+.2%}; allowed are {bounds}.", style="bold red")
     parts: list[RenderableType] = [
         _facts(setting),
         _paragraph(f"method {verification.runner} {verification.method}; optimizer {_optimizer(setting)}"),
@@ -78,10 +87,11 @@ def verification_report(verification: Verification) -> RenderableType:
         Text(),
         table,
         Text(),
-        answer,
+        _paragraph(holding(verification), style=f"bold {'green' if verification.holds else 'red'}"),
     ]
     if verification.budget is not None and verification.budgeted_bytes is not None:
-        parts.append(_within(verification.budget, verification.budgeted_bytes))
+        fitting = within(verification.budget, verification.budgeted_bytes)
+        parts.append(_paragraph(fitting, style=f"bold {'green' if verification.fits else 'red'}"))
     if verification.rss_bytes is not None:
         before = verification.rss_before_bytes
         known = "" if before is None else f", {size(before)} before the model was built"
@@ -89,14 +99,24 @@ def verification_report(verification: Verification) -> RenderableType:
     return Group(*parts, *_remarks("note", verification.notes))
 
 
-def _within(budget: Budget, measured_bytes: int) -> Paragraph:
+def holding(verification: Verification) -> str:
+    """Return the answer to whether a prediction holds, as one sentence."""
+    low, high = verification.tolerance
+    bounds = f"peaks from step 2 within {low:+.0%} and {high:+.0%}"
+    if verification.holds:
+        return f"Holds: saved bytes equal, {bounds} of what was measured."
+    saved = "saved bytes equal" if verification.saved_equal else "saved bytes differ"
+    worst = max((step.error for step in verification.steps[1:]), key=abs, default=0.0)
+    return f"Does not hold: {saved}, worst peak {worst:+.2%}; allowed are {bounds}."
+
+
+def within(budget: Budget, measured_bytes: int) -> str:
+    """Return the answer to whether what was measured fits the budget, as one sentence."""
     quantity = {"peak": "highest peak", "activations": "activations' peak", "kept": "what is kept"}[budget.of]
     spare = budget.bytes - measured_bytes
     if spare >= 0:
-        text = f"Fits in {size(budget.bytes)}: the {quantity} is {size(measured_bytes)}, {size(spare)} to spare."
-        return _paragraph(text, style="bold green")
-    text = f"Does not fit in {size(budget.bytes)}: the {quantity} is {size(measured_bytes)}, {size(-spare)} more."
-    return _paragraph(text, style="bold red")
+        return f"Fits in {size(budget.bytes)}: the {quantity} is {size(measured_bytes)}, {size(spare)} to spare."
+    return f"Does not fit in {size(budget.bytes)}: the {quantity} is {size(measured_bytes)}, {size(-spare)} more."
 
 
 def methods_report() -> RenderableType:
@@ -215,19 +235,16 @@ def _accounted(analysis: Analysis) -> Iterator[RenderableType]:
 def _peak(method: MethodFootprint, unit: str, shown: int) -> Iterator[RenderableType]:
     footprint, peak = method.footprint, method.footprint.peak
     yield _title(f"Where {method.runner} {method.label} peaks: {place(peak)}")
-    scratch = f" (kernel scratch {format_bytes(peak.scratch_bytes, unit=unit)})" if peak.scratch_bytes else ""
-    kinds = {"resident": peak.resident_bytes, "saved": peak.saved_bytes, "temp": peak.temp_bytes}
-    parts = [f"{kind} {format_bytes(value, unit=unit)}" for kind, value in kinds.items()]
-    yield _paragraph(f"{format_bytes(peak.bytes, unit=unit)} alive: {', '.join(parts)}{scratch}", indent=2)
-    alive = at_peak(footprint)
+    yield _paragraph(alive(peak, unit), indent=2)
+    rows = at_peak(footprint)
     if not shown:
         return
-    named, rest = alive[:shown], alive[shown:]
+    named, rest = rows[:shown], rows[shown:]
     if len(rest) == 1:
-        named, rest = alive, []
+        named, rest = rows, []
     cells = [format_bytes(storage.bytes, unit=unit) for storage in named]
     kinds_shown = [storage.kind for storage in named]
-    makers = [_maker(storage) for storage in named]
+    makers = [made_by(storage) for storage in named]
     if rest:
         cells.append(format_bytes(sum(storage.bytes for storage in rest), unit=unit))
         kinds_shown.append("")
@@ -249,6 +266,14 @@ def place(peak: Peak) -> str:
     return f"{peak.phase} of {peak.layer or '(model)'}, {_short(peak.op)}"
 
 
+def alive(peak: Peak, unit: str) -> str:
+    """Return how much is alive at a peak, and of which kinds, in words."""
+    scratch = f" (kernel scratch {format_bytes(peak.scratch_bytes, unit=unit)})" if peak.scratch_bytes else ""
+    kinds = {"resident": peak.resident_bytes, "saved": peak.saved_bytes, "temp": peak.temp_bytes}
+    parts = [f"{kind} {format_bytes(value, unit=unit)}" for kind, value in kinds.items()]
+    return f"{format_bytes(peak.bytes, unit=unit)} alive: {', '.join(parts)}{scratch}"
+
+
 def at_peak(footprint: Footprint) -> list[AliveStorage]:
     """Return what is alive at the peak, the largest first: storages, and what is none in the record.
 
@@ -265,7 +290,8 @@ def at_peak(footprint: Footprint) -> list[AliveStorage]:
     return sorted(rows, key=lambda storage: -storage.bytes)
 
 
-def _maker(storage: AliveStorage) -> str:
+def made_by(storage: AliveStorage) -> str:
+    """Return who made a storage, in words: a layer and its op, or the parameter that it is."""
     owner = storage.layer or ("(model)" if storage.op else "the model's input")
     return f"{owner}, {_short(storage.op)}" if storage.op else owner
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from memplan.memory import AliveStorage, Peak
-from memplan.reports.console import place
+from memplan.memory import Peak
+from memplan.reports.console import alive, made_by, place
 from memplan.reports.layout import Column, Columns
 from memplan.reports.plan import (
     QUANTITIES,
@@ -110,25 +110,16 @@ def _binding(account: Account) -> str:
 
 def _peak(peak: Peak) -> Iterator[RenderableType]:
     unit = unit_for(peak.bytes)
-    kinds = {"resident": peak.resident_bytes, "saved": peak.saved_bytes, "temp": peak.temp_bytes}
-    parts = ", ".join(f"{kind} {format_bytes(value, unit=unit)}" for kind, value in kinds.items())
-    scratch = f" (kernel scratch {format_bytes(peak.scratch_bytes, unit=unit)})" if peak.scratch_bytes else ""
-    yield paragraph(f"{format_bytes(peak.bytes, unit=unit)} alive: {parts}{scratch}", indent=2)
+    yield paragraph(alive(peak, unit), indent=2)
     if peak.alive:
         yield Columns(
             (
                 Column("", tuple(format_bytes(storage.bytes, unit=unit) for storage in peak.alive)),
                 Column("", tuple(storage.kind for storage in peak.alive), right=False),
-                Column("", tuple(map(_maker, peak.alive)), right=False, elastic=True),
+                Column("", tuple(map(made_by, peak.alive)), right=False, elastic=True),
             ),
             indent=4,
         )
-
-
-def _maker(storage: AliveStorage) -> str:
-    op = storage.op.removeprefix("aten.").removesuffix(".default")
-    owner = storage.layer or ("(model)" if op else "the model's input")
-    return f"{owner}, {op}" if op else owner
 
 
 def _beside(account: Account) -> Columns:

@@ -1,14 +1,14 @@
-"""What a terminal shows of a Pareto front: a table of its points, and memory against k as a plot of characters."""
+"""What a terminal shows of a Pareto front: a table of its points, and memory against k as a plot; and its JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.text import Text
 
+from memplan.reports.front_plot import Plot
 from memplan.reports.layout import Column, Columns
 from memplan.reports.plan import QUANTITIES, Hanging, facts, machine, paragraph, remarks, title
 from memplan.reports.sizes import count, flops, size, unit_for
@@ -16,17 +16,6 @@ from memplan.results import Front, FrontPoint
 from memplan.units import format_bytes
 
 FRONT_SCHEMA: Final = "memplan.front/1"
-
-#: Below this many columns there is no room for a plot.
-_LEAST_WIDTH: Final = 40
-
-_WIDEST: Final = 100
-
-_HEIGHT: Final = 12
-
-#: How a point is marked whose gradients are exact, and one that approximates a block's.
-EXACT: Final = "o"
-APPROXIMATE: Final = "~"
 
 
 def front_report(front: Front) -> RenderableType:
@@ -58,7 +47,7 @@ def front_table(front: Front) -> Hanging:
             Column("k", tuple("all" if point.depth >= whole else str(point.k) for point in points)),
             Column("approximate", tuple(count(point.approximations, "block") for point in points), leaves=2),
             Column("FLOPs", tuple(flops(point.flops) for point in points)),
-            Column("of stock", tuple(_share(point, front) for point in points), leaves=1),
+            Column("of stock", tuple(share_of_stock(point, front) for point in points), leaves=1),
         )
     )
     return Hanging(columns, "treatments", tuple(", ".join(point.plan.treatments) or "none" for point in points))
@@ -91,57 +80,6 @@ def front_to_json(front: Front, version: str) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """Memory on the horizontal axis, trained blocks on the vertical one, one letter for each point, in ASCII.
-
-    Where points share a place the one with exact gradients is shown.
-    """
-
-    front: Front
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the plot's lines under an empty one, nothing where the console is too narrow."""
-        for place, line in enumerate(self.lines(options.max_width)):
-            if place == 0:
-                yield Text()
-            yield Text(line, no_wrap=True, overflow="crop")
-
-    def lines(self, width: int) -> Iterator[str]:
-        """Yield the plot's lines for a screen of ``width`` columns."""
-        points = self.front.points
-        if width < _LEAST_WIDTH or not points:
-            return
-        unit = unit_for(max(point.bytes for point in points))
-        low, high = (each(point.bytes for point in points) for each in (min, max))
-        least, most = (each(point.k for point in points) for each in (min, max))
-        margin = 2 + max(len(str(most)), len("k"))
-        columns = min(width, _WIDEST) - margin - 3
-        rows = min(_HEIGHT, most - least + 1)
-        grid = [[" "] * columns for _ in range(rows)]
-        for point in sorted(points, key=lambda point: -point.approximations):
-            column = _placed(point.bytes, low, high, columns)
-            row = _placed(point.k, least, most, rows)
-            grid[row][column] = APPROXIMATE if point.approximations else EXACT
-        yield "k".rjust(margin)
-        labels = {_placed(k, least, most, rows): str(k) for k in _ticks(least, most, rows)}
-        for row in reversed(range(rows)):
-            yield f"{labels.get(row, '').rjust(margin)} |{''.join(grid[row])}".rstrip()
-        yield f"{' ' * margin} +{'-' * columns}"
-        first, last = (format_bytes(value, unit=unit) for value in (low, high))
-        yield f"{' ' * (margin + 2)}{first}{last.rjust(columns - len(first)) if low != high else ''}".rstrip()
-        yield f"{' ' * (margin + 2)}{EXACT} exact gradients  {APPROXIMATE} approximate in some blocks"
-
-
-def _placed(value: int, low: int, high: int, places: int) -> int:
-    """Return which of ``places`` between ``low`` and ``high`` is nearest to ``value``."""
-    return 0 if high == low else (2 * (value - low) * (places - 1) + (high - low)) // (2 * (high - low))
-
-
-def _ticks(least: int, most: int, rows: int) -> Sequence[int]:
-    """Return the values of the vertical axis that are written: all where each has a row, else the ends and a middle."""
-    return range(least, most + 1) if rows == most - least + 1 else (least, (least + most) // 2, most)
-
-
-def _share(point: FrontPoint, front: Front) -> str:
+def share_of_stock(point: FrontPoint, front: Front) -> str:
+    """Return the memory of a point as a share of what stock PyTorch needs for everything."""
     return f"{point.bytes / front.stock_bytes:.0%}" if front.stock_bytes else ""

@@ -14,6 +14,7 @@ from memplan.memory import Footprint
 from memplan.methods import Plan
 from memplan.methods.treatments import TREATMENTS
 from memplan.planner.records import Budget, Upgrade
+from memplan.reports.bars import Bars, BlockRun
 from memplan.reports.console import place
 from memplan.reports.layout import Column, Columns, Paragraph
 from memplan.reports.sizes import count, elements, flops, size, unit_for
@@ -30,8 +31,8 @@ _HANGING_WIDTH = 24
 _SHOWN_GROUPS = 12
 
 
-def plan_report(planned: Planned) -> RenderableType:
-    """Return what a terminal shows of a plan."""
+def plan_report(planned: Planned, *, bars: bool = False) -> RenderableType:
+    """Return what a terminal shows of a plan; ``bars`` adds its blocks beside those of full fine-tuning by stock."""
     plan, footprint = planned.plan, planned.footprint
     recording, search = planned.seconds
     parts: list[RenderableType] = [
@@ -46,10 +47,13 @@ def plan_report(planned: Planned) -> RenderableType:
             f"Best plan in {size(planned.budget.bytes)}: {what_trains(plan.k, len(planned.blocks), planned.segments)}",
             "bold green",
         ),
-        *(paragraph(text, indent=2) for text in _facts_of(planned)),
+        *(paragraph(text, indent=2) for text in plan_facts(planned)),
         Text(),
         segment_table(planned.segments),
     ]
+    if bars:
+        stock = BlockRun("stock full", planned.stock, planned.stock_step)
+        parts += [Bars((stock, BlockRun("this plan", footprint, planned.step)), planned.blocks)]
     if pruned := list(kept_channels(planned.segments)):
         parts += [Text(), title("Channels kept"), *channel_table(pruned)]
     if planned.savings:
@@ -240,7 +244,8 @@ def remarks(word: str, sentences: Iterable[str]) -> list[RenderableType]:
     return [Text(), *lines] if lines else []
 
 
-def _facts_of(planned: Planned) -> Iterator[str]:
+def plan_facts(planned: Planned) -> Iterator[str]:
+    """Yield what a plan needs and does, one sentence each."""
     plan, footprint, stock = planned.plan, planned.footprint, planned.stock
     quantity, budget = QUANTITIES[planned.budget.of], planned.budget.bytes
     yield f"predicted {quantity} {size(planned.bytes)} of {size(budget)}, {size(planned.margin_bytes)} to spare"

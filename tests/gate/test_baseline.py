@@ -96,7 +96,8 @@ def test_an_edit_by_hand_is_told_with_its_line(edit: object, told: str) -> None:
 def test_a_conflict_left_by_git_is_told_with_its_line() -> None:
     text = baseline_text(BASELINE, "1.0").replace('  "checks"', '<<<<<<< HEAD\n  "checks"', 1)
     with pytest.raises(
-        UsageError, match=r"^base\.json:5: this is not JSON: .*; restore it, or delete it and write it with --update-baseline$"
+        UsageError,
+        match=r"^base\.json:5: this is not JSON: .*; restore it, or delete it and write it with --update-baseline$",
     ):
         baseline_from(text, "base.json")
 

@@ -18,9 +18,9 @@ from benchmarks.gate_reference import with_tables
 from memplan import __version__
 from memplan.gate.baseline import read_baseline
 from memplan.gate.config import Configuration, read_configuration
-from memplan.gate.keys import CHECK_KEYS, GATE_KEYS
 from memplan.gate.growth import parse_growth
 from memplan.gate.judge import judged, limit_of
+from memplan.gate.keys import CHECK_KEYS, GATE_KEYS
 from memplan.gate.records import Limits, Reading
 from memplan.gating import gate
 from memplan.steps import DEFAULT_K

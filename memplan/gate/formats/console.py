@@ -20,7 +20,6 @@ from memplan.gate.formats.contents import (
     layer_rows,
     listed,
     named,
-    plain,
     shown_bytes,
     shown_share,
     signed,
@@ -32,6 +31,7 @@ from memplan.gate.records import Change, GateResult, Reading, Remedy, Verdict
 from memplan.reports.layout import Column, Columns
 from memplan.reports.plan import Hanging, paragraph, title
 from memplan.reports.sizes import count
+from memplan.tables import plain
 
 #: The width of what is no terminal's: a file, a section of a test report.
 WIDTH: Final = 100

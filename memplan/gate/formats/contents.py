@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from memplan.gate.records import Failure, GateResult, Reading, Verdict
 from memplan.reports.sizes import count, size
+from memplan.tables import plain
 
 #: Layers, changes and notes that are named; the JSON has them all.
 SHOWN: Final = 10
@@ -19,9 +19,6 @@ NOTHING: Final = "-"
 _Item = TypeVar("_Item")
 
 _NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
-#: What moves a terminal's cursor, breaks a line or turns the direction of writing; half a surrogate pair is no text.
-_UNSEEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +33,6 @@ class PartRow:
     bytes: int
     share: float
     named: bool = False
-
-
-def plain(text: str) -> str:
-    """Return ``text`` on one line: blanks for line breaks, and codes for what a reader would not see.
-
-    >>> plain("a\\n b\\x1b[31m")
-    'a b\\\\x1b[31m'
-    """
-    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], " ".join(text.split()))
 
 
 def layer_name(path: str) -> str:

@@ -6,10 +6,11 @@
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from memplan.gate.formats.contents import listed, plain, without_baseline
+from memplan.gate.formats.contents import listed, without_baseline
 from memplan.gate.formats.places import repository_path
 from memplan.gate.records import GateResult, Place
 from memplan.reports.sizes import count
+from memplan.tables import plain
 
 #: Annotations of one kind that GitHub shows of one step; it drops the others without a word.
 SHOWN: Final = 10

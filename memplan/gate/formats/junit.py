@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from memplan.gate.formats.console import verdict_details
-from memplan.gate.formats.contents import plain, word_of
+from memplan.gate.formats.contents import word_of
 from memplan.gate.records import GateResult, Verdict
+from memplan.tables import plain
 
 #: The name of the suite.
 SUITE: Final = "memplan gate"

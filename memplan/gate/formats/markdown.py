@@ -18,7 +18,6 @@ from memplan.gate.formats.contents import (
     layer_rows,
     listed,
     named,
-    plain,
     shown_bytes,
     shown_share,
     signed,
@@ -27,7 +26,9 @@ from memplan.gate.formats.contents import (
 )
 from memplan.gate.judge import QUANTITIES, growth_text
 from memplan.gate.records import GateResult, Verdict
+from memplan.reports.markdown_signs import code, code_html, prose
 from memplan.reports.sizes import count
+from memplan.tables import plain
 
 #: GitHub refuses a comment of more characters.
 COMMENT_CHARACTERS: Final = 65_536
@@ -41,23 +42,7 @@ MARK: Final = "<!-- memplan gate -->"
 #: Room that is kept free for the lines that say what is left out.
 _RESERVE: Final = 200
 
-#: The longest name that is shown whole.
-_NAME: Final = 120
-
 _WORDS: Final = {"ok": "ok", "fails": "**fails**", "warns": "**warns**", "error": "**error**"}
-
-_ENTITIES: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
-_PLAIN_NAME: Final = re.compile(r"[\w.,:;/()+=%\-]+(?: [\w.,:;/()+=%\-]+)*", re.ASCII)
-_SIGNS: Final = re.compile(r"[!-/:-@\[-`{-~]")
-_SIGNS_IN_TEXT: Final = re.compile(r"[&<>|`*_\[\]~\\$!]")
-
-#: What addresses somebody, refers to an issue, becomes a link by itself, or begins a list or a heading: with an
-#: invisible sign in between it does not. Nothing at all would make a heading of the line above.
-_REFERENCES: Final = re.compile(
-    r"(?<=[@#])(?=\w)|(?<=GH-)(?=\d)|(?<=:)(?=//)|(?<=www)(?=\.)|^(?=[-+=#]|\d{1,9}[.)](?:\s|$)|$)", re.IGNORECASE
-)
-_JOINER: Final = "\u2060"
 
 
 def markdown_text(result: GateResult, version: str) -> str:
@@ -68,37 +53,6 @@ def markdown_text(result: GateResult, version: str) -> str:
 def summary(result: GateResult, version: str, used_bytes: int = 0) -> str:
     """Return the text of a step's summary on GitHub, so that it and ``used_bytes`` before it are at most 1 MiB."""
     return _fitted(result, version, SUMMARY_BYTES - used_bytes, lambda text: len(text.encode()))
-
-
-def code(text: str) -> str:
-    """Return an untrusted name as Markdown shows it in a table, a list or a heading.
-
-    >>> code("features.0"), code("a|b")
-    ('`features.0`', '<code>a&#124;b</code>')
-    """
-    name = _short(plain(text))
-    if _PLAIN_NAME.fullmatch(name) and "://" not in name:
-        return f"`{name}`"
-    return _code_html(text)
-
-
-def _code_html(text: str) -> str:
-    """Return a name as HTML: Markdown is not read inside of a summary."""
-    name = _short(plain(text)) or " "
-    return f"<code>{_SIGNS.sub(_entity, name)}</code>"
-
-
-def prose(text: str) -> str:
-    """Return an untrusted sentence as Markdown shows it: nothing in it formats, links or calls anybody."""
-    return _SIGNS_IN_TEXT.sub(_entity, _REFERENCES.sub(_JOINER, plain(text))).replace(_JOINER, f"&#{ord(_JOINER)};")
-
-
-def _entity(found: re.Match[str]) -> str:
-    return _ENTITIES.get(found[0]) or f"&#{ord(found[0])};"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME - 23]}...{name[-20:]}"
 
 
 def _fitted(result: GateResult, version: str, room: int, measure: Callable[[str], int]) -> str:
@@ -181,7 +135,7 @@ def _row(verdict: Verdict, result: GateResult) -> str:
 def _details(verdict: Verdict, result: GateResult) -> str:
     lines = [
         "",
-        f"<details><summary>{_code_html(verdict.check.name)}: {word_of(verdict, result)}</summary>",
+        f"<details><summary>{code_html(verdict.check.name)}: {word_of(verdict, result)}</summary>",
         "",
         *(f"- {prose(failure.sentence)}" for failure in verdict.failures),
     ]

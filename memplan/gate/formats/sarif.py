@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
-from memplan.gate.formats.contents import blamed, closing, layer_name, plain
+from memplan.gate.formats.contents import blamed, closing, layer_name
 from memplan.gate.formats.places import relative_uri
 from memplan.gate.records import Failure, FailureKind, GateResult, Place, Verdict
 from memplan.reports.machine import to_text
+from memplan.tables import plain
 
 SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 

@@ -1,0 +1,57 @@
+"""What the tests give to workers: functions in a module that imports little, for each worker imports it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def logged(task: tuple[str, int, str]) -> int:
+    """Write which task runs, and end the process as it is told."""
+    log, number, end = task
+    with open(log, "a", encoding="utf-8") as lines:
+        lines.write(f"{number}\n")
+    time.sleep(0.05)
+    if end == "exit":
+        os._exit(9)
+    if end == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def raising(number: int) -> int:
+    if number == 2:
+        raise ValueError("no 2")
+    return number
+
+
+def process(_: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def threads(_: int) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def sleeping(log: str) -> int:
+    with open(log, "a", encoding="utf-8") as lines:
+        lines.write(f"{os.getpid()}\n")
+    time.sleep(60)
+    return 0
+
+
+def logged_then_sleeping(task: tuple[str, int]) -> int:
+    log, number = task
+    if number:
+        return sleeping(log)
+    with open(log, "a", encoding="utf-8") as lines:
+        lines.write(f"{os.getpid()}\n")
+    return number
