@@ -1,0 +1,92 @@
+// Elements of the page, made without any text being read as HTML, and what all pictures share.
+
+const SVG = "http://www.w3.org/2000/svg";
+const pictures = [];
+
+function make(tag, attributes = {}, ...children) {
+  return filled(document.createElement(tag), attributes, children);
+}
+
+function draw(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function filled(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "on") for (const [event, act] of Object.entries(value)) element.addEventListener(event, act);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== undefined));
+  return element;
+}
+
+function byId(id) {
+  return document.getElementById(id);
+}
+
+// A number of bytes as text, with the exact number beside it for whoever reads the page by program.
+function bytesElement(bytes, text = formatBytes(bytes)) {
+  return make("data", { value: bytes, class: bytes ? undefined : "zero", title: `${grouped(String(bytes))} B` }, text);
+}
+
+function options(select, names, chosen) {
+  select.replaceChildren(...names.map((name, place) => make("option", { value: place }, name)));
+  select.value = String(chosen);
+}
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+// A picture that is drawn anew when colours or widths change; ``draws`` is handed the chart.
+function picture(element, draws) {
+  const chart = charts.init(element, null, { renderer: "svg" });
+  const shown = { chart, draw: () => draws(chart) };
+  pictures.push(shown);
+  return shown;
+}
+
+function redraw() {
+  for (const { chart, draw: again } of pictures) {
+    chart.resize();
+    again();
+  }
+}
+
+function textStyle() {
+  return { fontFamily: getComputedStyle(document.body).fontFamily, fontSize: 12, color: colour("muted") };
+}
+
+// Options of a tooltip whose content is an element, so that no name in it is read as HTML.
+function tooltip(content, trigger) {
+  return {
+    trigger,
+    confine: true,
+    transitionDuration: 0,
+    axisPointer: { type: trigger === "axis" ? "shadow" : "none", shadowStyle: { color: colour("shade") } },
+    backgroundColor: colour("card"),
+    borderColor: colour("line"),
+    textStyle: { ...textStyle(), color: colour("ink") },
+    formatter: content,
+  };
+}
+
+// Axis of bytes from 0 to a round number that is not below ``most``, with as many labels as there is room for.
+function bytesAxis(most, { alignMaxLabel, ...extra } = {}) {
+  const power = 10 ** Math.floor(Math.log10(Math.max(most, 1)));
+  const round = [1, 1.2, 1.6, 2, 2.4, 3.2, 4, 5, 6, 8, 10].find((step) => step * power >= most);
+  const max = round * power;
+  const unit = unitFor(max);
+  return {
+    type: "value",
+    min: 0,
+    max,
+    interval: max / (round % 5 && round !== 1 ? 4 : 5),
+    axisLabel: { ...textStyle(), hideOverlap: true, alignMaxLabel, formatter: (bytes) => formatBytes(bytes, unit) },
+    splitLine: { lineStyle: { color: colour("line") } },
+    axisLine: { show: false },
+    axisTick: { show: false },
+    ...extra,
+  };
+}

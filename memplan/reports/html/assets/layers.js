@@ -1,0 +1,245 @@
+// Layers: bars of blocks and of the layers in them.
+
+const ROWS_SHOWN = 24;
+const BAR_ROOM = 26;
+let bars = null;
+let barRows = [];
+
+// The layers of the chosen runs by path, in the order of the model, with a row of each run or nothing.
+function layerRows() {
+  const found = new Map();
+  chosen.forEach((place, slot) => {
+    const all = runs[place].layers;
+    all.path.forEach((path, index) => {
+      if (!found.has(path)) {
+        found.set(path, {
+          name: layerName(textAt(path)),
+          type: textAt(all.type[index]),
+          segment: all.segment[index],
+          of: [],
+        });
+      }
+      found.get(path).of[slot] = {
+        saved: all.saved_bytes[index],
+        temp: all.temp_bytes[index],
+        held: all.parameter_bytes[index] + all.gradient_bytes[index] + all.state_bytes[index],
+        state: all.state[index],
+      };
+    });
+  });
+  return [...found.values()];
+}
+
+// What rows need together: saved and held bytes add up, of temp the largest counts.
+function together(rows, slot) {
+  const sum = { saved: 0, temp: 0, held: 0, state: 0 };
+  for (const { of } of rows) {
+    const own = of[slot];
+    if (!own) continue;
+    sum.saved += own.saved;
+    sum.temp = Math.max(sum.temp, own.temp);
+    sum.held += own.held;
+    sum.state |= own.state;
+  }
+  if (sum.state & STATES.trains) sum.state &= ~STATES.frozen;
+  return sum;
+}
+
+function segmentRows(rows) {
+  const members = new Map();
+  for (const row of rows) {
+    if (!members.has(row.segment)) members.set(row.segment, []);
+    members.get(row.segment).push(row);
+  }
+  return [...members]
+    .sort(([one], [other]) => one - other)
+    .map(([segment, inside]) => ({
+      name: textAt(record.segments[segment]),
+      type: "",
+      segment,
+      of: chosen.map((_, slot) => together(inside, slot)),
+    }));
+}
+
+function layersSection() {
+  if (!byId("layers-bars") || !chosen.length) return;
+  const shown = byId("layers-shown");
+  const used = new Set(layerRows().map((row) => row.segment));
+  const segments = record.segments
+    .map((name, segment) => [segment, textAt(name)])
+    .filter(([segment]) => used.has(segment));
+  shown.replaceChildren(
+    make("option", { value: "blocks" }, "all blocks"),
+    make("option", { value: "layers" }, "all layers"),
+    make(
+      "optgroup",
+      { label: "layers of" },
+      ...segments.map(([segment, name]) => make("option", { value: segment }, name)),
+    ),
+  );
+  shown.addEventListener("change", () => bars.draw());
+  byId("layers-sorted").addEventListener("change", () => bars.draw());
+  byId("layers-find").addEventListener("input", (event) => {
+    table.find = event.target.value.trim().toLowerCase();
+    table.limit = ROWS_AT_ONCE;
+    tableDrawn();
+  });
+  byId("layers-more").addEventListener("click", () => {
+    table.limit = Infinity;
+    tableDrawn();
+  });
+  bars = picture(byId("layers-bars"), drawBars);
+  bars.chart.getZr().on("click", (event) => {
+    const row = barRows[Math.round(bars.chart.convertFromPixel({ yAxisIndex: 0 }, event.offsetY))];
+    if (row && shown.value === "blocks") {
+      shown.value = String(row.segment);
+      bars.draw();
+    } else if (shown.value !== "layers" && shown.value !== "blocks") {
+      shown.value = "blocks";
+      bars.draw();
+    }
+  });
+  layersChosen();
+}
+
+function layersChosen() {
+  if (!bars) return;
+  table.rows = layerRows();
+  const names = chosen.map((place) => runs[place].label);
+  byId("layers-legend").replaceChildren(
+    ...names.map((name, slot) => make("li", {}, make("span", { class: `swatch run-${slot}` }), name)),
+  );
+  bars.draw();
+  headDrawn();
+  tableDrawn();
+}
+
+function drawBars(chart) {
+  const shown = byId("layers-shown").value;
+  const rows = layerRows();
+  if (shown === "blocks") barRows = segmentRows(rows);
+  else if (shown === "layers") barRows = rows;
+  else barRows = rows.filter((row) => row.segment === Number(shown));
+  const weight = (row) => Math.max(...row.of.map((own) => (own ? own.saved + own.temp : 0)));
+  if (byId("layers-sorted").checked) barRows = [...barRows].sort((one, other) => weight(other) - weight(one));
+  const element = chart.getDom();
+  const narrow = element.clientWidth < 640;
+  const visible = Math.min(barRows.length, ROWS_SHOWN);
+  const height = Math.max(visible * BAR_ROOM, 60);
+  const left = narrow ? 110 : 190;
+  const scrolls = barRows.length > ROWS_SHOWN;
+  const room = element.clientWidth - left - 20 - (scrolls ? 28 : 0);
+  element.style.height = `${(narrow ? 2 : 1) * (height + 56)}px`;
+  if (chart.getHeight() !== element.clientHeight) chart.resize();
+  const grids = narrow
+    ? [
+        { left, top: 26, width: room, height },
+        { left, top: height + 82, width: room, height },
+      ]
+    : [
+        { left, top: 26, width: room / 2 - 20, height },
+        { left: left + room / 2 + 20, top: 26, width: room / 2 - 20, height },
+      ];
+  const kinds = ["saved", "temp"];
+  const most = (kind) => Math.max(1, ...barRows.flatMap((row) => row.of.map((own) => own?.[kind] ?? 0)));
+  const label = {
+    ...textStyle(),
+    color: colour("ink"),
+    formatter: (name) => elided(barRows[Number(name)]?.name ?? "", narrow ? 16 : 28),
+  };
+  element.setAttribute(
+    "aria-label",
+    `Saved and temp of ${barRows.length} ${shown === "blocks" ? "blocks" : "layers"}; the table below has the figures`,
+  );
+  chart.setOption(
+    {
+      animation: false,
+      grid: grids,
+      tooltip: tooltip((given) => barsTold(barRows[given[0].dataIndex]), "axis"),
+      axisPointer: { link: [{ yAxisIndex: "all" }] },
+      xAxis: kinds.map((kind, place) =>
+        bytesAxis(most(kind), {
+          alignMaxLabel: "right",
+          gridIndex: place,
+          name: kind,
+          nameLocation: "middle",
+          nameGap: -height - 16,
+          nameTextStyle: { ...textStyle(), color: colour("ink"), fontWeight: 600 },
+        }),
+      ),
+      yAxis: kinds.map((_, place) => ({
+        type: "category",
+        gridIndex: place,
+        inverse: true,
+        data: [...barRows.keys()].map(String),
+        axisLabel: place && !narrow ? { show: false } : { ...label, interval: 0 },
+        axisTick: { show: false },
+        axisLine: { lineStyle: { color: colour("line") } },
+        triggerEvent: false,
+      })),
+      dataZoom: scrolls
+        ? [
+            {
+              type: "slider",
+              yAxisIndex: [0, 1],
+              right: 4,
+              width: 14,
+              startValue: 0,
+              endValue: visible - 1,
+              zoomLock: true,
+              brushSelect: false,
+              showDetail: false,
+              showDataShadow: false,
+              fillerColor: colour("shade"),
+              borderColor: colour("line"),
+              handleSize: 0,
+            },
+            { type: "inside", yAxisIndex: [0, 1], zoomLock: true, zoomOnMouseWheel: false, moveOnMouseWheel: "ctrl" },
+          ]
+        : [],
+      series: kinds.flatMap((kind, place) =>
+        chosen.map((_, slot) => ({
+          type: "bar",
+          name: runs[chosen[slot]].label,
+          xAxisIndex: place,
+          yAxisIndex: place,
+          animation: false,
+          barGap: "10%",
+          barCategoryGap: "28%",
+          itemStyle: { color: colour(`run-${slot}`), borderRadius: [0, 2, 2, 0] },
+          emphasis: { disabled: true },
+          data: barRows.map((row) => row.of[slot]?.[kind] ?? 0),
+          cursor: shown === "layers" ? "default" : "pointer",
+        })),
+      ),
+    },
+    { notMerge: true },
+  );
+}
+
+function barsTold(row) {
+  const line = (place, own) =>
+    make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, make("span", { class: `swatch run-${own}` }), runs[place].label),
+      ...["saved", "temp", "held"].map((kind) =>
+        make("td", { class: "number" }, bytesElement(row.of[own]?.[kind] ?? 0)),
+      ),
+    );
+  const slot = chosen.length - 1;
+  const states = stateWords(row.of[slot]?.state ?? 0).join(", ");
+  return make(
+    "div",
+    { class: "tip" },
+    make("strong", {}, row.name),
+    row.type ? make("span", {}, ` ${row.type}`) : "",
+    make(
+      "table",
+      {},
+      make("thead", {}, make("tr", {}, make("td"), ...["saved", "temp", "held"].map((kind) => make("th", {}, kind)))),
+      make("tbody", {}, ...chosen.map(line)),
+    ),
+    states ? make("p", {}, `in ${runs[chosen[slot]].label}: ${states}`) : "",
+  );
+}

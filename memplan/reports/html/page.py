@@ -1,0 +1,96 @@
+"""A page: one HTML file with all that it needs, which asks nothing of any network and lets nothing in it be code."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+
+from memplan.reports.html.embedded import to_script
+from memplan.reports.html.sections import Section
+from memplan.reports.sizes import elements, flops, size
+from memplan.results import Setting
+from memplan.units import format_bytes
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+#: Our own scripts, in the order in which they run, as one: each sees the functions of those before it.
+SCRIPTS: Final = (
+    "record.js",
+    "elements.js",
+    "memory.js",
+    "moment.js",
+    "table.js",
+    "layers.js",
+    "network.js",
+    "front.js",
+    "start.js",
+)
+
+#: The library that draws, see ``vendor/README.md``.
+LIBRARY: Final = "charts.min.js"
+
+
+def page(kind: str, setting: Setting, sections: Sequence[Section], data: dict[str, Any], version: str) -> str:
+    """Return the text of a page, the same for the same record.
+
+    Args:
+        kind: what the page is about, in two or three words.
+        setting: what was asked, for the lines at the top.
+        sections: the parts, in their order.
+        data: what the pictures are drawn from, see :mod:`memplan.reports.html.embedded`.
+        version: memplan's.
+    """
+    library = _asset("vendor", LIBRARY)
+    script = "\n".join(_asset("assets", name) for name in SCRIPTS)
+    script = f'(() => {{\n"use strict";\n{script}}})();\n'
+    style = _asset("assets", "page.css")
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; "
+        f"script-src {_digest(library)} {_digest(script)}; style-src {_digest(style)}"
+    )
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            kind=kind,
+            setting=setting,
+            sections=sections,
+            data=to_script(data),
+            version=version,
+            library=library,
+            script=script,
+            style=style,
+            policy=policy,
+        )
+    )
+
+
+def _digest(text: str) -> str:
+    """Return what a content security policy calls an inline script or style by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+@cache
+def _asset(folder: str, name: str) -> str:
+    return (files("memplan.reports.html") / folder / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(lambda name: _asset("templates", name)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"bytes": format_bytes, "size": size, "elements": elements, "flops": flops}
+    return environment

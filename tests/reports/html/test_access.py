@@ -1,0 +1,115 @@
+"""A page can be read and used without a pointer, without colours, on a narrow screen, on paper, and without scripts."""
+
+from __future__ import annotations
+
+import pytest
+
+from memplan.reports.html import analysis_page, front_page, planned_page
+from tests.reports import plans
+from tests.reports.html.conftest import Opener
+from tests.reports.html.reading import figures
+from tests.reports.html.records import analysis, planned
+
+VERSION = "1.2.3"
+
+#: Controls and images that no name is computed for, of all that are in view.
+NAMELESS = """() => [...document.querySelectorAll("button, select, input, a, [role=slider], [role=button], [role=img]")]
+    .filter((each) => each.checkVisibility())
+    .filter((each) => !(each.ariaLabel || each.textContent.trim() || each.labels?.length))
+    .map((each) => each.outerHTML)"""
+
+
+def test_landmarks_and_headings_give_the_order(opened: Opener) -> None:
+    page = opened(planned_page(planned(), VERSION))
+    for landmark in ("banner", "main", "contentinfo", "navigation"):
+        assert page.get_by_role(landmark).count() == 1
+    titles = page.locator("section > h2").all_inner_texts()
+    assert titles == page.locator("nav a").all_inner_texts()
+    assert page.get_by_role("region", name="Memory over the step").count() == 1
+    assert page.locator("h1").count() == 1
+
+
+def test_everything_that_can_be_used_has_a_name(opened: Opener) -> None:
+    for text in (planned_page(planned(), VERSION), front_page(plans.front(), VERSION)):
+        assert opened(text).evaluate(NAMELESS) == []
+
+
+def test_every_picture_has_its_figures_as_text(opened: Opener) -> None:
+    page = opened(planned_page(planned(), VERSION))
+    assert page.get_by_role("slider").count() == 2
+    assert "table below has the figures" in page.locator("#layers-bars").get_attribute("aria-label")
+    labels = page.locator("#network-blocks [role=button] title").all_text_contents()
+    assert all("saved" in label and ("trains" in label or "frozen" in label) for label in labels)
+
+
+def test_the_keyboard_reaches_every_part(opened: Opener) -> None:
+    page = opened(planned_page(planned(), VERSION))
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.closest('section, header, .skip')?.id || 'top'"))
+    assert {"top", "memory", "layers", "network"} <= reached
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") is not None
+
+
+def test_the_focus_is_visible(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(), VERSION))
+    page.keyboard.press("Tab")
+    assert page.locator(".skip").bounding_box()["x"] >= 0
+    page.keyboard.press("Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+@pytest.mark.parametrize(("scheme", "other"), [("light", "dark"), ("dark", "light")])
+def test_colours_follow_the_system_and_the_switch(opened: Opener, scheme: str, other: str) -> None:
+    page = opened(analysis_page(analysis(), VERSION), color_scheme=scheme)
+
+    def colours() -> tuple[str, set[str]]:
+        back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        fills = page.locator("[data-panel='0'] .memory-chart path").evaluate_all(
+            "all => all.map(e => e.getAttribute('fill'))"
+        )
+        return back, set(fills)
+
+    page_colour = {"light": "rgb(247, 247, 245)", "dark": "rgb(20, 24, 30)"}
+    saved = {"light": "#1f6fb2", "dark": "#3f8fd6"}
+    assert colours()[0] == page_colour[scheme]
+    assert saved[scheme] in colours()[1]
+    page.get_by_role("button", name=other.capitalize()).click()
+    assert colours()[0] == page_colour[other]
+    assert saved[other] in colours()[1]
+    page.get_by_role("button", name="Auto").click()
+    assert colours()[0] == page_colour[scheme]
+
+
+@pytest.mark.parametrize("width", [320, 600, 1_000, 1_920])
+def test_no_width_makes_the_page_scroll_sideways(opened: Opener, width: int) -> None:
+    for text in (planned_page(planned(), VERSION), front_page(plans.front(), VERSION)):
+        page = opened(text, width=width)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_pictures_follow_the_width_of_the_window(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(), VERSION))
+    wide = page.locator("[data-panel='0'] .memory-chart svg").bounding_box()["width"]
+    page.set_viewport_size({"width": 500, "height": 900})
+    page.wait_for_function("wide => document.querySelector('.memory-chart svg').clientWidth < wide - 100", arg=wide)
+    assert page.locator("#layers-bars svg").bounding_box()["width"] <= 500
+
+
+def test_on_paper_there_are_figures_and_no_controls(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(), VERSION), color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator("nav").is_visible()
+    assert not page.locator("#layers-find").is_visible()
+    assert page.locator("#layers-table").is_visible()
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_without_scripts_the_tables_are_there(opened: Opener) -> None:
+    record = analysis()
+    page = opened(analysis_page(record, VERSION), drawn=False, java_script_enabled=False)
+    assert len(figures(page, "#methods")) == 4 * len(record.methods)
+    assert not page.locator("#layers-find").is_visible()
+    assert "JavaScript, which is off" in page.inner_text("noscript")
