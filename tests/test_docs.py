@@ -160,10 +160,12 @@ def _words(line: str) -> str:
     return " ".join(re.sub(r"[0-9.,]+", "#", line).split())
 
 
-def test_ci_runs_the_readmes_test_command_and_nothing_else() -> None:
+def test_ci_runs_the_readmes_test_command() -> None:
     shown = [line for body in fences(ROOT / "README.md", "bash") for line in body.splitlines()]
     ran = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
-    assert ran == [f"exec {shown[-1]}"]
+    # Before it a browser is installed, which nothing but some tests needs.
+    assert ran[-1] == f"exec {shown[-1]}"
+    assert [line.partition(" ")[0] for line in ran[:-1]] == ["if", "", "fi"]
 
 
 def test_both_commands_install_the_pinned_versions() -> None:

@@ -11,13 +11,13 @@ import click
 from memplan import __version__
 from memplan.cli.applying import apply
 from memplan.cli.border import Commands
+from memplan.cli.contents import of_analysis, of_verification, viewed_analysis
+from memplan.cli.files import REPORTS, VIEWERS, file_options, take_files, write_files
 from memplan.cli.from_plan import PlanGiven, check_model, notes_on, plan_given
 from memplan.cli.gating import gate
 from memplan.cli.options import (
     BARS_OPTION,
-    JSON_OPTION,
     K_OPTION,
-    MARKDOWN_OPTION,
     METHOD_OPTION,
     MODEL_OPTIONS,
     PLAN_ARGUMENT,
@@ -34,16 +34,7 @@ from memplan.cli.options import (
     subject_options,
     with_options,
 )
-from memplan.cli.output import (
-    TO_STDOUT,
-    check_output,
-    check_outputs,
-    print_report,
-    progress_line,
-    quiet,
-    write_json,
-    write_stdout,
-)
+from memplan.cli.output import TO_STDOUT, print_report, progress_line, quiet, write_stdout
 from memplan.cli.planning import diff, explain, pareto, plan
 from memplan.cli.pruning import prune
 from memplan.cli.sweeping import sweep
@@ -97,7 +88,7 @@ def main() -> None:
 @click.option("--top", type=Whole(), help="Layers to list, and storages at the peak.")
 @click.option("--sort", type=Named("order", sorts), default="saved", show_default=True, help="Which layers come first.")
 @click.option("--strict", is_flag=True, help="Fail when anything could not be attributed or priced.")
-@with_options((BARS_OPTION, JSON_OPTION, MARKDOWN_OPTION))
+@with_options((BARS_OPTION, *file_options(*REPORTS, *VIEWERS)))
 @click.pass_obj
 def analyze(
     switches: dict[str, bool],
@@ -110,8 +101,6 @@ def analyze(
     sort: str,
     strict: bool,
     bars: bool,
-    json_file: str | None,
-    markdown_file: str | None,
     **options: Any,
 ) -> int:
     """Show what MODEL needs, and whether it fits a budget.
@@ -119,7 +108,7 @@ def analyze(
     Bytes are those of one training step in steady state, for each way to fine-tune, run by stock PyTorch or by what
     memplan apply gives; nothing is run or downloaded.
     """
-    check_outputs(json=json_file, markdown=markdown_file)
+    files = take_files(options)
     if top is not None and top < 0:
         raise UsageError(f"--top must be 0 or more, not {top}")
     usual = DEFAULT_METHODS if options["budget"] is None else METHODS_FOR_A_BUDGET
@@ -138,15 +127,8 @@ def analyze(
             progress=progress,
             **subject_options(options),
         )
-    if json_file is not None:
-        from memplan.reports.machine import analysis_to_json, to_text
-
-        write_json(json_file, to_text(analysis_to_json(analysis, __version__)))
-    if markdown_file is not None:
-        from memplan.reports.markdown import analysis_markdown
-
-        write_json(markdown_file, analysis_markdown(analysis, __version__))
-    if TO_STDOUT not in (json_file, markdown_file):
+    write_files(files, of_analysis(analysis), label=viewed_analysis(analysis).label)
+    if TO_STDOUT not in files.values():
         from memplan.reports.console import analysis_report
 
         print_report(analysis_report(analysis, top=top, sort=sort, bars=bars))
@@ -168,7 +150,7 @@ def analyze(
 @click.option("--steps", type=Whole(), default=2, show_default=True, help="Real steps to run.")
 @click.option("--rss", is_flag=True, help="Show the process's high-water mark too.")
 @click.option("--seed", type=Whole(), default=0, show_default=True, help="Of random weights and inputs.")
-@with_options((JSON_OPTION, MARKDOWN_OPTION))
+@with_options(file_options(*REPORTS, *VIEWERS))
 @click.pass_obj
 def verify(
     switches: dict[str, bool],
@@ -178,8 +160,6 @@ def verify(
     method: str,
     k: int | None,
     treatments: tuple[str, ...],
-    json_file: str | None,
-    markdown_file: str | None,
     **options: Any,
 ) -> int:
     """Run real steps of MODEL, or of a PLAN file for it.
@@ -188,7 +168,7 @@ def verify(
     on is outside the tolerance, or a step does not fit the plan's budget. Batch size, input and optimizer are the
     plan's unless others are given.
     """
-    check_outputs(json=json_file, markdown=markdown_file)
+    files = take_files(options)
     given = None if plan_file is None else plan_given(plan_file, options)
     if given is None:
         check_k(() if k is None else (k,), (method,))
@@ -201,15 +181,8 @@ def verify(
             verification = verify_model(model, method=method, k=k, treatments=treatments, progress=progress, **options)
         else:
             verification = _verified(model, given, options, progress)
-    if json_file is not None:
-        from memplan.reports.machine import to_text, verification_to_json
-
-        write_json(json_file, to_text(verification_to_json(verification, __version__)))
-    if markdown_file is not None:
-        from memplan.reports.markdown import verification_markdown
-
-        write_json(markdown_file, verification_markdown(verification, __version__))
-    if TO_STDOUT not in (json_file, markdown_file):
+    write_files(files, of_verification(verification))
+    if TO_STDOUT not in files.values():
         from memplan.reports.console import verification_report
 
         print_report(verification_report(verification))
@@ -237,7 +210,7 @@ def _verified(model: str, given: PlanGiven, options: dict[str, Any], progress: C
 
 @main.command()
 @with_options(MODEL_OPTIONS)
-@with_options((METHOD_OPTION, K_OPTION, RUNNER_OPTION, TREATMENT_OPTION, JSON_OPTION))
+@with_options((METHOD_OPTION, K_OPTION, RUNNER_OPTION, TREATMENT_OPTION, *file_options("json")))
 @click.pass_obj
 def trace(
     switches: dict[str, bool],
@@ -247,11 +220,10 @@ def trace(
     k: int | None,
     runner: str | None,
     treatments: tuple[str, ...],
-    json_file: str | None,
     **options: Any,
 ) -> None:
     """Print the recorded step of MODEL, one operator per line."""
-    check_output(json_file)
+    files = take_files(options)
     check_k(() if k is None else (k,), (method,))
     check_runner(runner, (method,))
     with quiet(switches), progress_line() as progress:
@@ -266,10 +238,10 @@ def trace(
         steps = Steps(subject)
         (who,) = runners_of(chosen, runner)
         step = steps.by_runner(who, chosen, steps.settled_k(chosen, k), treatments=treatments).step
-    if json_file is not None:
+    if files:
         from memplan.graph import to_json
 
-        write_json(json_file, to_json(step))
+        write_files(files, {"json": lambda: to_json(step)})
     else:
         write_stdout(f"{step}\n")
 

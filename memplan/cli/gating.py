@@ -12,7 +12,7 @@ import click
 
 from memplan import __version__
 from memplan.cli.options import Named, Whole, method_names, optimizer_names, with_options
-from memplan.cli.output import check_output, print_report, progress_bar, quiet, write_json, write_stdout
+from memplan.cli.output import check_output, print_report, progress_bar, quiet, write_stdout, write_text
 from memplan.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _tell(result: GateResult, form: str, files: Mapping[str, str]) -> None:
     from memplan.gate.formats import FORMATS
 
     for each, file in files.items():
-        write_json(file, FORMATS[each](result, __version__))
+        write_text(file, FORMATS[each](result, __version__))
     if form == "console":
         from memplan.gate.formats.console import gate_report
 

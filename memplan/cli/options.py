@@ -226,10 +226,6 @@ PRUNING_OPTIONS: Final = (
     ),
     click.option("--keep", metavar="LAYER", multiple=True, help="A layer that is never pruned; repeatable."),
 )
-JSON_OPTION: Final = click.option("--json", "json_file", metavar="FILE|-", help="Write JSON to FILE; - is stdout.")
-MARKDOWN_OPTION: Final = click.option(
-    "--markdown", "markdown_file", metavar="FILE|-", help="Write Markdown for a pull request to FILE; - is stdout."
-)
 BARS_OPTION: Final = click.option("--bars", is_flag=True, help="Show saved and temp of each block as bars.")
 METHOD_OPTION: Final = click.option(
     "--method", type=Named("method", method_names), default="full", show_default=True, help="What trains."

@@ -26,48 +26,22 @@ TO_STDOUT: Final = "-"
 READER_GONE: Final = 141
 
 
-def check_output(json_file: str | None) -> None:
+def check_output(file: str | None) -> None:
     """Raise where the file that is asked for cannot be written."""
-    if json_file is not None and json_file != TO_STDOUT:
+    if file is not None and file != TO_STDOUT:
         from memplan.reports.files import check_writable
 
-        check_writable(Path(json_file))
+        check_writable(Path(file))
 
 
-def check_outputs(**files: str | None) -> None:
-    """Raise where a file that is asked for cannot be written, or is asked for twice.
-
-    Args:
-        **files: by the names of their options, such as ``json``; ``None`` where one is not given.
-
-    Raises:
-        UsageError: it cannot, or is.
-    """
-    named: dict[str, str] = {}
-    for option, file in files.items():
-        if file is None:
-            continue
-        check_output(file)
-        place = file if file == TO_STDOUT else str(Path(file).resolve())
-        if place in named:
-            raise UsageError(f"--{named[place]} and --{option} name the same file {file!r}; name two")
-        named[place] = option
-
-
-def check_new(out: str, json_file: str | None, *, replace: bool) -> None:
-    """Raise where the file that is asked for is there already, cannot be written, or is the JSON's.
+def check_new(out: str, *, replace: bool) -> None:
+    """Raise where the file that is asked for is there already.
 
     Raises:
         UsageError: it is.
     """
-    from memplan.reports.files import check_writable
-
-    path = Path(out)
-    check_writable(path)
-    if path.exists() and not replace:
+    if Path(out).exists() and not replace:
         raise UsageError(f"{out!r} is there already; name another file, or add --force")
-    if json_file not in (None, TO_STDOUT) and Path(str(json_file)).resolve() == path.resolve():
-        raise UsageError(f"--out and --json name the same file {out!r}; name two")
 
 
 def write_to_copy(heading: str, lines: Iterable[str]) -> None:
@@ -75,14 +49,14 @@ def write_to_copy(heading: str, lines: Iterable[str]) -> None:
     write_stdout("".join(f"{line}\n" for line in ("", heading, *(f"  {line}" for line in lines))))
 
 
-def write_json(json_file: str, text: str) -> None:
-    """Write JSON to stdout or, whole or not at all, to a file."""
-    if json_file == TO_STDOUT:
-        write_stdout(text)
+def write_text(file: str, contents: str | bytes) -> None:
+    """Write text to stdout or, whole or not at all, to a file; bytes go to a file."""
+    if file == TO_STDOUT and isinstance(contents, str):
+        write_stdout(contents)
     else:
         from memplan.reports.files import write_whole
 
-        write_whole(Path(json_file), text)
+        write_whole(Path(file), contents)
 
 
 class _Screen(io.StringIO):

@@ -9,11 +9,10 @@ from typing import Any, Final
 
 import click
 
-from memplan import __version__
+from memplan.cli.contents import of_front, of_plan
+from memplan.cli.files import REPORTS, VIEWERS, file_options, take_files, write_files
 from memplan.cli.options import (
     BARS_OPTION,
-    JSON_OPTION,
-    MARKDOWN_OPTION,
     MODEL_OPTIONS,
     PLANNED_MODEL_OPTIONS,
     PRUNING_OPTIONS,
@@ -29,11 +28,9 @@ from memplan.cli.options import (
 from memplan.cli.output import (
     TO_STDOUT,
     check_new,
-    check_outputs,
     print_report,
     progress_line,
     quiet,
-    write_json,
     write_to_copy,
 )
 from memplan.errors import UsageError
@@ -87,7 +84,7 @@ TERMS: Final = (
 @click.option("--fix", type=Named("quantity to fix", lambda: ("batch-size",)), help="Keep the batch size: the default.")
 @click.option("--out", metavar="FILE", help="Write the plan, to be explained, verified and applied.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
-@with_options((BARS_OPTION, JSON_OPTION, MARKDOWN_OPTION))
+@with_options((BARS_OPTION, *file_options(*REPORTS, *VIEWERS)))
 @click.pass_obj
 def plan(
     switches: dict[str, bool],
@@ -98,20 +95,17 @@ def plan(
     out: str | None,
     force: bool,
     bars: bool,
-    json_file: str | None,
-    markdown_file: str | None,
     **options: Any,
 ) -> None:
     """Find the best plan for MODEL within a budget.
 
     Exits with 1 when nothing that is allowed fits. What is printed is the plan's own recorded step.
     """
-    check_outputs(json=json_file, markdown=markdown_file)
+    files = take_files(options, out=out)
     if budget is None:
         raise UsageError("no --budget is given; write for example --budget 64MB")
     if out is not None:
-        check_new(out, json_file, replace=force)
-        check_outputs(markdown=markdown_file, out=out)
+        check_new(out, replace=force)
     _check(options, fix)
     asked = _asked(model, options)
     with quiet(switches), progress_line() as progress:
@@ -121,22 +115,15 @@ def plan(
         planned = find_plan(
             model, budget=budget, calibration=calibration, progress=progress, **subject_options(options)
         )
-    from memplan.reports.plan_file import Asked, plan_file, planned_to_json
+    from memplan.reports.plan_file import Asked, plan_file
 
     told = Asked(**asked)
     if out is not None:
         from memplan.reports.files import write_whole
 
         write_whole(Path(out), plan_file(planned, told))
-    if json_file is not None:
-        from memplan.reports.machine import to_text
-
-        write_json(json_file, to_text(planned_to_json(planned, told, __version__)))
-    if markdown_file is not None:
-        from memplan.reports.markdown import planned_markdown
-
-        write_json(markdown_file, planned_markdown(planned, __version__))
-    if TO_STDOUT not in (json_file, markdown_file):
+    write_files(files, of_plan(planned, told))
+    if TO_STDOUT not in files.values():
         from memplan.reports.plan import plan_report
 
         print_report(plan_report(planned, bars=bars))
@@ -153,56 +140,32 @@ def plan(
 @click.option("--of", type=QUANTITY, default="peak", show_default=True, help="What of the memory counts.")
 @with_options(TERMS)
 @click.option("--points", type=Whole(), default=16, show_default=True, help="Plans at most; each is recorded.")
-@click.option("--svg", metavar="FILE", help="Draw the front; needs matplotlib.")
-@click.option("--png", metavar="FILE", help="The same as pixels.")
-@with_options((JSON_OPTION, MARKDOWN_OPTION))
+@with_options(file_options("svg", "png", *REPORTS))
 @click.pass_obj
 def pareto(
     switches: dict[str, bool],
     /,
     model: str,
-    svg: str | None,
-    png: str | None,
-    json_file: str | None,
-    markdown_file: str | None,
     **options: Any,
 ) -> None:
     """Show memory against k, FLOPs and exact gradients for MODEL.
 
     Each point is a plan that no other plan beats in all of them, with the bytes of its own recorded step.
     """
-    check_outputs(json=json_file, markdown=markdown_file)
-    pictures = {kind: Path(file) for kind, file in (("svg", svg), ("png", png)) if file is not None}
-    if pictures:
-        from memplan.reports.files import check_writable, write_whole
+    files = take_files(options)
+    if pictures := [file for name, file in files.items() if name in ("svg", "png")]:
         from memplan.reports.front_picture import check_pictures
 
-        for path in pictures.values():
-            check_writable(path)
-            if path.exists() and not path.is_file():
-                raise UsageError(f"cannot draw to {str(path)!r}: it is no regular file; name another one")
+        for file in pictures:
+            if Path(file).exists() and not Path(file).is_file():
+                raise UsageError(f"cannot draw to {file!r}: it is no regular file; name another one")
         check_pictures()
     with quiet(switches), progress_line() as progress:
         from memplan.front import pareto as find_front
 
         front = find_front(model, progress=progress, **subject_options(options))
-        if pictures:
-            from memplan.reports.front_picture import front_picture
-
-            progress("drawing")
-            for kind, path in pictures.items():
-                drawn = front_picture(front, "svg" if kind == "svg" else "png")
-                write_whole(path, drawn)
-    if json_file is not None:
-        from memplan.reports.front import front_to_json
-        from memplan.reports.machine import to_text
-
-        write_json(json_file, to_text(front_to_json(front, __version__)))
-    if markdown_file is not None:
-        from memplan.reports.markdown import front_markdown
-
-        write_json(markdown_file, front_markdown(front, __version__))
-    if TO_STDOUT not in (json_file, markdown_file):
+    write_files(files, of_front(front))
+    if TO_STDOUT not in files.values():
         from memplan.reports.front import front_report
 
         print_report(front_report(front))

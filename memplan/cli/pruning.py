@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from memplan import __version__
+from memplan.cli.contents import of_pruning
+from memplan.cli.files import file_options, take_files, write_files
 from memplan.cli.options import (
-    JSON_OPTION,
     MODEL_OPTIONS,
     PRUNING_OPTIONS,
     Named,
@@ -24,11 +24,9 @@ from memplan.cli.options import (
 from memplan.cli.output import (
     TO_STDOUT,
     check_new,
-    check_output,
     print_report,
     progress_line,
     quiet,
-    write_json,
     write_to_copy,
 )
 from memplan.errors import UsageError
@@ -54,7 +52,7 @@ def _countings() -> Iterable[str]:
 @with_options(PRUNING_OPTIONS)
 @click.option("--out", metavar="FILE", help="Write the plan, to be verified and applied.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
-@with_options((JSON_OPTION,))
+@with_options(file_options("json"))
 @click.pass_obj
 def prune(
     switches: dict[str, bool],
@@ -65,7 +63,6 @@ def prune(
     calibration: str | None,
     out: str | None,
     force: bool,
-    json_file: str | None,
     **options: Any,
 ) -> None:
     """Prune the channels that set the peak of MODEL's forward.
@@ -73,11 +70,11 @@ def prune(
     They go from the layer that needs most, until another one does, and so on. Everything trains in what is left. Exits
     with 1 when the target cannot be reached.
     """
-    check_output(json_file)
+    files = take_files(options, out=out)
     if target is None:
         raise UsageError("no --target-peak is given; write for example --target-peak -65%")
     if out is not None:
-        check_new(out, json_file, replace=force)
+        check_new(out, replace=force)
     check_importance(importance, calibration)
     with quiet(switches), progress_line() as progress:
         from memplan.methods.plan import plan_to_json
@@ -95,12 +92,8 @@ def prune(
         from memplan.reports.files import write_whole
 
         write_whole(Path(out), plan_to_json(pruned.plan))
-    if json_file is not None:
-        from memplan.reports.machine import to_text
-        from memplan.reports.pruned import pruned_to_json
-
-        write_json(json_file, to_text(pruned_to_json(pruned, __version__)))
-    if json_file != TO_STDOUT:
+    write_files(files, of_pruning(pruned))
+    if TO_STDOUT not in files.values():
         from memplan.reports.pruned import pruned_report
 
         print_report(pruned_report(pruned))
