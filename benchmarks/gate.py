@@ -1,4 +1,4 @@
-"""How long a gate of ten networks takes, against importing torch and torchvision: written into docs/speed.md.
+"""How long a gate of ten networks takes, against importing torch and torchvision, and what the plugin costs.
 
     python benchmarks/gate.py
 
@@ -58,6 +58,18 @@ def seconds(*command: str, folder: Path) -> float:
     return time.perf_counter() - began
 
 
+def plugin_seconds(folder: Path) -> tuple[float, float]:
+    """Return the median of an empty pytest run with the plugin, and without it."""
+    (folder / "test_nothing.py").write_text("def test_nothing():\n    pass\n")
+    runs: dict[str, list[float]] = {"": [], "no:memplan": []}
+    for _ in range(3 * ROUNDS):
+        for plugin, times in runs.items():
+            words = ("-p", plugin) if plugin else ()
+            times.append(seconds(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words, folder=folder))
+    with_it, without = map(statistics.median, runs.values())
+    return with_it, without
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -72,6 +84,7 @@ def main() -> None:
             times["recordings"].append(float(run.stdout))
         median = {what: statistics.median(each) for what, each in times.items()}
         print({what: round(each, 2) for what, each in median.items()})
+        print("pytest with the plugin, and without: {:.3f} {:.3f}".format(*plugin_seconds(folder)))
         print(f"gate less recordings, in imports: {(median['gate'] - median['recordings']) / median['imports']:.2f}")
 
 

@@ -268,6 +268,16 @@ def test_a_broken_baseline_exits_with_2_and_is_left_as_it_is(folder: Path) -> No
     assert file.read_text() == "{"
 
 
+def test_the_readmes_checks_hold(folder: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (config,) = re.findall(r"^```toml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    write(folder, config=config)
+    result = gate("--format", "json")
+    assert result.exit_code == 0, result.output
+    (check,) = told(result)["checks"]
+    assert (check["name"], check["limit_bytes"]) == ("fits the phone", 200_000_000)
+
+
 # Determinism
 
 
