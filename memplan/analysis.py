@@ -92,7 +92,7 @@ def analyze(
     setting = setting_of(about, steps, optimizer, implementation_of(foreach, steps.model.device.type))
     rows = []
     started = time.perf_counter()
-    for method, blocks, who in _rows(chosen, k, runner, steps, several=everything):
+    for method, blocks, who in _rows(chosen, k, runner, steps, treatments, several=everything):
         progress(f"recording {about.name}: {who} {method.name}")
         ran = steps.by_runner(
             who,
@@ -143,24 +143,29 @@ def _rows(
     k: int | Sequence[int] | None,
     runner: str | None,
     steps: Steps,
+    treatments: Sequence[str],
     *,
     several: bool,
 ) -> Iterator[tuple[Method, int | None, str]]:
     """Yield what is shown, stock PyTorch's rows first: a method, its k, and who runs it."""
     for who in RUNNERS:
         for method in methods:
-            if who not in runners_of(method, runner):
+            if who not in runners_of(method, runner, treatments):
                 continue
             for blocks in _ks(method, k, steps, several=several):
                 yield method, blocks, who
 
 
-def runners_of(method: Method, runner: str | None = None) -> tuple[str, ...]:
-    """Return who runs ``method``, as asked, or by default.
+def runners_of(method: Method, runner: str | None = None, treatments: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return who runs ``method``, as asked, or by default; ``treatments`` beside its own need memplan.
 
     Raises:
         UsageError: stock PyTorch is asked for, and cannot run it.
     """
+    if runner == "stock" and treatments:
+        raise UsageError(f"stock PyTorch cannot do {treatments[0]}; leave out the runner, or the treatment")
+    if runner is None and treatments:
+        return ("memplan",)
     if runner == "stock" and not method.flags:
         raise UsageError(f"stock PyTorch cannot run {method.name} by requires_grad alone; leave out the runner")
     if runner is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from memplan.analysis import runners_of
 from memplan.errors import AnalysisError, UsageError, known
+from memplan.gate.consistency import check_consistent
 from memplan.gate.growth import Growth, growth_bytes, parse_growth
 from memplan.gate.judge import judged, unanalysed
 from memplan.gate.records import INSTRUCTION_SET, THREADS, Check, LayerPart, Limits, Reading, Verdict
@@ -106,6 +107,7 @@ def check(
         strict=strict,
         subject=tuple(sorted(subject.items())),
     )
+    check_consistent(asked, {"k"} if k is not None else set())
     before = baseline.reading if isinstance(baseline, Verdict) else baseline
     try:
         with named_machine(threads, instruction_set):
@@ -195,7 +197,7 @@ def _ran(steps: Steps, check: Check, plan: Plan | None, how: Implementation) -> 
         return step, "memplan", f"plan {plan.label}"
     method = method_named(check.method)
     blocks = steps.settled_k(method, check.k)
-    runner = runners_of(method, check.runner)[0]
+    runner = runners_of(method, check.runner, check.treatments)[0]
     step = steps.by_runner(
         runner, method, blocks, treatments=check.treatments, optimizer=check.optimizer, implementation=how
     )

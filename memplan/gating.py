@@ -29,6 +29,7 @@ class _Task:
     threads: int
     instruction_set: str
     require_baseline: bool
+    accept_growth: bool
     suggest: bool
 
 
@@ -61,7 +62,7 @@ def gate(
     origin = Baseline(origin=str(configuration.baseline)) if before is None else before
     tasks = tuple(_tasks(configuration, origin, update_baseline, suggest))
     verdicts: dict[str, Verdict] = {}
-    for index, outcome in run_all(judge_group, tasks, jobs=min(configuration.jobs, len(tasks) or 1)):
+    for index, outcome in run_all(judge_group, tasks, jobs=configuration.jobs):
         task = tasks[index]
         told = (
             [unanalysed(check, f"{check.name}: {outcome.reason}") for check in task.checks]
@@ -72,7 +73,8 @@ def gate(
         progress(len(verdicts), len(configuration.checks), task.checks[-1].name)
     ordered = tuple(verdicts[check.name] for check in configuration.checks)
     stale = tuple(name for name in origin.checks if name not in configuration.names)
-    if update_baseline:
+    read = any(verdict.analysed for verdict in ordered)
+    if update_baseline and read:
         write_baseline(configuration.baseline, _updated(configuration, origin, ordered), __version__)
     return GateResult(
         verdicts=ordered,
@@ -88,10 +90,10 @@ def gate(
 
 def judge_group(task: _Task) -> tuple[Verdict, ...]:
     """Return the verdicts on the checks of one model; what one check meets, no other one does."""
-    from memplan.sources.quiet import quietly
+    from memplan.sources.quiet import contained, quietly
     from memplan.tracing.machine import named_machine
 
-    with quietly(), named_machine(task.threads, task.instruction_set):
+    with quietly(), contained(), named_machine(task.threads, task.instruction_set):
         made: dict[str, Steps] = {}
         return tuple(
             _judged(task, check, baseline, made) for check, baseline in zip(task.checks, task.baselines, strict=True)
@@ -104,7 +106,13 @@ def _judged(task: _Task, check: Check, baseline: Reading | None, made: dict[str,
             made["steps"] = Steps(subject_for(check))
         steps = made["steps"]
         reading = reading_of(steps, check, plan_for(check))
-        verdict = judged(check, reading, baseline, require_baseline=task.require_baseline)
+        verdict = judged(
+            check,
+            reading,
+            baseline,
+            require_baseline=task.require_baseline,
+            accept_growth=task.accept_growth,
+        )
         return with_remedies(verdict, steps, suggest=task.suggest)
     except MemplanError as error:
         return unanalysed(check, f"{check.name}: {error}", baseline)
@@ -119,18 +127,14 @@ def _tasks(configuration: Configuration, baseline: Baseline, update: bool, sugge
         groups.setdefault((check.model, check.subject), []).append(check)
     for checks in groups.values():
         yield _Task(
-            checks=tuple(_accepting(check) if update else check for check in checks),
+            checks=tuple(checks),
             baselines=tuple(baseline.checks.get(check.name) for check in checks),
             threads=configuration.threads,
             instruction_set=configuration.instruction_set,
             require_baseline=configuration.require_baseline and not update,
+            accept_growth=update,
             suggest=suggest,
         )
-
-
-def _accepting(check: Check) -> Check:
-    """Return a check whose growth is not limited: it is what a new baseline accepts."""
-    return replace(check, limits=replace(check.limits, max_growth=None))
 
 
 def _is_whole(configuration: Configuration) -> bool:
@@ -154,6 +158,9 @@ def _notes(
     update: bool,
 ) -> Iterator[str]:
     where = str(configuration.baseline) if ref is None else f"{configuration.baseline} at {ref}"
+    if update and not any(verdict.analysed for verdict in verdicts):
+        yield f"{configuration.baseline} is left as it was: no model could be analysed"
+        return
     if update:
         left = [verdict.check.name for verdict in verdicts if not verdict.analysed]
         but = f", but for {', '.join(left)}" if left else ""
@@ -162,9 +169,13 @@ def _notes(
     wanted = any(check.limits.max_growth is not None for check in configuration.checks)
     if before is None and (wanted or ref is not None):
         yield f"there is no baseline {where}: growth is not checked, budgets are; {_UPDATE}"
-    now = {verdict.reading.machine.torch for verdict in verdicts if verdict.reading is not None}
-    if before is not None and now and before.torch not in now:
+    pairs = [
+        (each.baseline, each.reading) for each in verdicts if each.baseline is not None and each.reading is not None
+    ]
+    older = {then.machine.torch for then, now in pairs if then.machine.torch != now.machine.torch}
+    if older:
+        (now,) = {now.machine.torch for _, now in pairs}
         yield (
-            f"the baseline {where} is of torch {before.torch or '(unknown)'}, this is torch {now.pop()}: "
+            f"the baseline {where} is of torch {', '.join(sorted(older))}, this is torch {now}: "
             f"bytes may differ for that alone; {_UPDATE}"
         )

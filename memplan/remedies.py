@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from memplan.planner.terms import terms_of
 from memplan.planning import Request, planned_for
 from memplan.reports.sizes import count
 from memplan.setting import implementation_of
+from memplan.shapes import format_shape
 from memplan.steps import Steps
 from memplan.subject import first_batch, subject_of
 
@@ -53,23 +55,24 @@ def remedies_for(steps: Steps, check: Check, limit_bytes: int) -> tuple[Remedy, 
 def _found(
     look: Callable[[Steps, Check, int], Iterator[_Way]], steps: Steps, check: Check, limit_bytes: int
 ) -> Iterator[_Way]:
-    """Yield what one kind of way gives; where it does not work for a model, it is none."""
-    try:
+    """Yield what one kind of way gives; where it does not work for a model, whatever the reason, it is none.
+
+    The verdict is already known: that a way back fails must not hide it.
+    """
+    with contextlib.suppress(Exception):
         yield from look(steps, check, limit_bytes)
-    except MemplanError:
-        return
 
 
 def _by_runner(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
     """Yield the same training as memplan runs it, and with everything that leaves gradients as they are."""
-    if check.plan is not None or runners_of(method_named(check.method), check.runner)[0] == "memplan":
+    if check.plan is not None or _runner(check) == "memplan":
         return
     names = [check.method, "lossless"] if check.method == "full" else [check.method]
     for name in names:
         size, flops, gradients = _size(steps, replace(check, method=name, runner="memplan"))
         if size <= limit_bytes:
             told = f"apply {name} with memplan: what trains and its gradients stay"
-            command = f"memplan apply {shlex.quote(check.model)} --method {name}{_k(check)}{_batch(check)} --out DIR"
+            command = f"memplan apply {shlex.quote(check.model)} --method {name}{_words(check)} --out DIR"
             yield _Way(Remedy(told, size, gradients, command), (0.0, 0.0, 0.0, float(flops)))
             return
 
@@ -92,9 +95,8 @@ def _by_plan(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
     else:
         what = f"train the last {count(depth, 'block')} of {blocks} and the head" if depth else "train the head alone"
     less = max(0, _trained_blocks(check, blocks) - depth)
-    command = (
-        f"memplan plan {shlex.quote(check.model)} --budget {budget}B{_of(quantity)}{_batch(check)} --out plan.json"
-    )
+    asked = f"--budget {budget}B{_of(quantity)}{_words(replace(check, k=None, treatments=()))}"
+    command = f"memplan plan {shlex.quote(check.model)} {asked} --out plan.json"
     flops = planned.footprint.flops_forward + planned.footprint.flops_backward
     told = f"{what}: {', '.join(plan.treatments) or 'flags alone'}"
     cost = (float(plan.gradients != "exact"), float(less), 0.0, float(flops))
@@ -112,10 +114,11 @@ def _by_batch(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
         options = {**dict(check.subject), "batch_size": samples, "loss": subject.loss}
         return _size(Steps(subject_of(check.model, **options)), check)[0]
 
-    least, most = size_at(1), _size(steps, check)[0]
+    most = _size(steps, check)[0]
+    low, least = _smallest(size_at, batch)
     if least > limit_bytes:
         return
-    low, low_bytes, high, high_bytes = 1, least, batch, most
+    low_bytes, high, high_bytes = least, batch, most
     while high - low > 1:
         # The size is nearly a line in the batch, so that a guess on it is seldom off by more than one.
         guess = low + int((high - low) * (limit_bytes - low_bytes) / max(high_bytes - low_bytes, 1))
@@ -128,11 +131,25 @@ def _by_batch(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
     yield _Way(Remedy(f"a batch of {low} instead of {batch}", low_bytes, "exact"), (0.0, 0.0, float(batch - low), 0.0))
 
 
+def _smallest(size_at: Callable[[int], int], batch: int) -> tuple[int, int]:
+    """Return the smallest batch that can be recorded, and its size: a norm over one value needs two samples.
+
+    Raises:
+        MemplanError: neither one sample nor two can be recorded.
+    """
+    try:
+        return 1, size_at(1)
+    except MemplanError:
+        if batch < 3:
+            raise
+        return 2, size_at(2)
+
+
 def _size(steps: Steps, check: Check) -> tuple[int, int, Gradients]:
     """Return the upper estimate of a check's quantity, the step's FLOPs, and whether its gradients are exact."""
     method = method_named(check.method)
     how = implementation_of(check.foreach, steps.model.device.type)
-    runner = runners_of(method, check.runner)[0]
+    runner = _runner(check)
     ran = steps.by_runner(
         runner,
         method,
@@ -148,6 +165,10 @@ def _size(steps: Steps, check: Check) -> tuple[int, int, Gradients]:
     return upper_estimate(parts.bytes, check.of), flops, gradients
 
 
+def _runner(check: Check) -> str:
+    return runners_of(method_named(check.method), check.runner, check.treatments)[0]
+
+
 def _trained_blocks(check: Check, blocks: int) -> int:
     """Return how many blocks a check trains, all but where its method takes a k or is ``last``."""
     method = method_named(check.method)
@@ -156,14 +177,38 @@ def _trained_blocks(check: Check, blocks: int) -> int:
     return 0 if method.name == "last" else blocks
 
 
-def _k(check: Check) -> str:
-    return "" if check.k is None else f" --k {check.k}"
-
-
 def _of(quantity: Quantity) -> str:
     return "" if quantity == "peak" else f" --budget-of {quantity}"
 
 
-def _batch(check: Check) -> str:
-    batch = dict(check.subject).get("batch_size")
-    return "" if batch is None else f" --batch-size {batch}"
+def _words(check: Check) -> str:
+    """Return the options that ask a command for the step of a check, but for its method."""
+    words: list[str] = [] if check.k is None else ["--k", str(check.k)]
+    for name in check.treatments:
+        words += ["--treatment", name]
+    for name, option in _OPTIONS.items():
+        value = dict(check.subject).get(name)
+        if name == "input_shape" and value is not None:
+            value = format_shape(tuple(value))
+        if isinstance(value, (int, str)):
+            words += [option, str(value)]
+    training = dict(check.subject).get("training")
+    if training is not None:
+        words.append("--train" if training else "--eval")
+    if check.optimizer != "sgd":
+        words += ["--optimizer", check.optimizer]
+    if check.foreach is not None:
+        words.append("--foreach" if check.foreach else "--no-foreach")
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+#: The options of arguments of a subject.
+_OPTIONS: Final = {
+    "batch_size": "--batch-size",
+    "input_shape": "--input",
+    "classes": "--classes",
+    "dtype": "--dtype",
+    "weights": "--weights",
+    "amp": "--amp",
+    "loss": "--loss",
+}

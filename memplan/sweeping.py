@@ -204,9 +204,9 @@ class Task:
 
 def analysed(task: Task) -> list[Row]:
     """Return the rows of a task, in the order of its cases; what fails is a row that says why."""
-    from memplan.sources.quiet import quietly
+    from memplan.sources.quiet import contained, quietly
 
-    with quietly(), _machine(task):
+    with quietly(), contained(), _machine(task):
         rows = list(_analysed(task))
     if not gc.isenabled():
         # Recorded graphs are circles, and would stay; what is left are imports, not to be walked again each time.

@@ -92,7 +92,7 @@ def verify(
     else:
         chosen = method_named(method)
         blocks = recorded.settled_k(chosen, k)
-        (who,) = runners_of(chosen, runner)
+        (who,) = runners_of(chosen, runner, treatments)
         ran = recorded.by_runner(who, chosen, blocks, treatments=treatments, optimizer=optimizer, implementation=how)
         label = chosen.name if blocks is None else f"{chosen.name} k={blocks}"
         trained = recorded.trained(chosen, blocks)

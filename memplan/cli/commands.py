@@ -108,7 +108,7 @@ def analyze(
     Bytes are those of one training step in steady state, for each way to fine-tune, run by stock PyTorch or by what
     memplan apply gives; nothing is run or downloaded.
     """
-    files = take_files(options)
+    files = take_files(options, (model,))
     if top is not None and top < 0:
         raise UsageError(f"--top must be 0 or more, not {top}")
     usual = DEFAULT_METHODS if options["budget"] is None else METHODS_FOR_A_BUDGET
@@ -168,7 +168,7 @@ def verify(
     on is outside the tolerance, or a step does not fit the plan's budget. Batch size, input and optimizer are the
     plan's unless others are given.
     """
-    files = take_files(options)
+    files = take_files(options, (model, plan_file))
     given = None if plan_file is None else plan_given(plan_file, options)
     if given is None:
         check_k(() if k is None else (k,), (method,))
@@ -223,7 +223,7 @@ def trace(
     **options: Any,
 ) -> None:
     """Print the recorded step of MODEL, one operator per line."""
-    files = take_files(options)
+    files = take_files(options, (model,))
     check_k(() if k is None else (k,), (method,))
     check_runner(runner, (method,))
     with quiet(switches), progress_line() as progress:
@@ -236,7 +236,7 @@ def trace(
         progress(f"recording {subject.name}: {method}")
         chosen = method_named(method)
         steps = Steps(subject)
-        (who,) = runners_of(chosen, runner)
+        (who,) = runners_of(chosen, runner, treatments)
         step = steps.by_runner(who, chosen, steps.settled_k(chosen, k), treatments=treatments).step
     if files:
         from memplan.graph import to_json

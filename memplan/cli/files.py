@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -56,15 +56,18 @@ def file_options(*names: str) -> tuple[Callable[[Any], Any], ...]:
     )
 
 
-def take_files(options: dict[str, Any], **others: str | None) -> dict[str, str]:
+def take_files(
+    options: dict[str, Any], reads: Iterable[str | Path | None] = (), **others: str | None
+) -> dict[str, str]:
     """Take the files out of a command's options and return them by kind, so that nobody waits in vain.
 
     Args:
         options: of the command; those of :func:`file_options` are taken out.
+        reads: specs and files that the command reads, and so must not write.
         **others: further files that the command writes, by the names of their options.
 
     Raises:
-        UsageError: a file cannot be written, or two options name the same one.
+        UsageError: a file cannot be written or is one that is read, or two options name the same one.
     """
     from memplan.reports.files import check_writable
 
@@ -78,11 +81,30 @@ def take_files(options: dict[str, Any], **others: str | None) -> dict[str, str]:
             )
         if file != TO_STDOUT:
             check_writable(Path(file))
+            check_not_read(file, reads)
         place = file if file == TO_STDOUT else str(Path(file).resolve())
         if place in named:
             raise UsageError(f"--{named[place]} and --{name} name the same file {file!r}; name two")
         named[place] = name
     return files
+
+
+def check_not_read(file: str, reads: Iterable[str | Path | None]) -> None:
+    """Raise where a file that is to be written is one that the command reads.
+
+    Args:
+        file: what is to be written.
+        reads: files, or specs such as ``net.py:make``.
+
+    Raises:
+        UsageError: it is.
+    """
+    for read in reads:
+        if read is not None and Path(file).resolve() in (
+            Path(read).resolve(),
+            Path(str(read).partition(":")[0]).resolve(),
+        ):
+            raise UsageError(f"{file!r} would be written over, and is what the command reads; name another file")
 
 
 def write_files(files: Mapping[str, str], contents: Contents, label: str = "") -> None:

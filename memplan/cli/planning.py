@@ -101,7 +101,7 @@ def plan(
 
     Exits with 1 when nothing that is allowed fits. What is printed is the plan's own recorded step.
     """
-    files = take_files(options, out=out)
+    files = take_files(options, (model,), out=out)
     if budget is None:
         raise UsageError("no --budget is given; write for example --budget 64MB")
     if out is not None:
@@ -152,7 +152,7 @@ def pareto(
 
     Each point is a plan that no other plan beats in all of them, with the bytes of its own recorded step.
     """
-    files = take_files(options)
+    files = take_files(options, (model,))
     if pictures := [file for name, file in files.items() if name in ("svg", "png")]:
         from memplan.reports.front_picture import check_pictures
 

@@ -70,7 +70,7 @@ def prune(
     They go from the layer that needs most, until another one does, and so on. Everything trains in what is left. Exits
     with 1 when the target cannot be reached.
     """
-    files = take_files(options, out=out)
+    files = take_files(options, (model,), out=out)
     if target is None:
         raise UsageError("no --target-peak is given; write for example --target-peak -65%")
     if out is not None:

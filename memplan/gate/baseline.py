@@ -132,13 +132,14 @@ def _check_sums(reading: Reading) -> None:
 
 def _place(name: str, text: str, origin: str) -> str:
     """Return the file and the line of an entry."""
-    match = re.search(rf"^\s*{re.escape(json.dumps(name))}: ", text, re.MULTILINE)
+    # Entries stand four blanks in, so that a key of the same name within one is not meant.
+    match = re.search(rf"^    {re.escape(json.dumps(name))}: ", text, re.MULTILINE)
     return origin if match is None else f"{origin}:{text.count(chr(10), 0, match.end()) + 1}"
 
 
 def _file_text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
@@ -151,21 +152,32 @@ def _text_at(path: Path, ref: str) -> str | None:
     """Return a file's text in a revision; ``None`` where that revision has no such file."""
     if ref.startswith("-"):
         raise UsageError(f"no git revision {ref!r}; name a branch, a tag or a commit")
-    folder = path.resolve().parent
-    if _git(folder, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}").returncode:
-        inside = _git(folder, "rev-parse", "--is-inside-work-tree").returncode == 0
-        reason = "has no such revision" if inside else "is not in a git repository"
+    # Of a link both the folder and the name are its target's.
+    folder, name = path.resolve().parent, path.resolve().name
+    known = _git(folder, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+    if known.returncode:
+        reason = _first_line(known.stderr) or _first_line(_git(folder, "rev-parse", "--git-dir").stderr)
         raise UsageError(
-            f"cannot read the baseline at {ref!r}: {str(folder)!r} {reason}; fetch it first, or leave out the revision"
+            f"cannot read the baseline at {ref!r}: {reason or 'there is no such revision'}; "
+            "fetch it first, or leave out the revision"
         )
-    shown = _git(folder, "show", f"{ref}:./{path.name}")
-    return shown.stdout if shown.returncode == 0 else None
-
-
-def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    if _git(folder, "cat-file", "-e", f"{ref}:./{name}").returncode:
+        return None
+    shown = _git(folder, "show", f"{ref}:./{name}")
+    if shown.returncode:
+        raise UsageError(f"cannot read the baseline {str(path)!r} at {ref!r}: {_first_line(shown.stderr)}")
     try:
-        return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, encoding="utf-8", check=False
-        )
+        return shown.stdout.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the baseline {str(path)!r} at {ref!r} is not text; {_NEXT}") from error
+
+
+def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
     except OSError as error:
         raise UsageError(f"cannot run git: {error.strerror}; install it, or read the baseline from a file") from error
+
+
+def _first_line(text: bytes) -> str:
+    return text.decode("utf-8", "replace").strip().partition("\n")[0]

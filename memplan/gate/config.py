@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from memplan.errors import MemplanError, UsageError, did_you_mean
 from memplan.gate.baseline import BASELINE_FILE
+from memplan.gate.consistency import check_consistent
 from memplan.gate.keys import CHECK_KEYS, GATE_KEYS
 from memplan.gate.lines import line_of
 from memplan.gate.records import INSTRUCTION_SET, THREADS, Check, Limits, Place
@@ -54,6 +55,9 @@ _SUBJECT: Final = {
     "loss": "loss",
 }
 
+#: Keys that say more of a method, and so are moot where the command line names another one.
+_OF_METHOD: Final = frozenset({"k", "treatments", "plan"})
+
 _CHECKS: Final = "checks"
 
 
@@ -78,7 +82,7 @@ def read_configuration(
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError(
             f"there is no {str(path)!r} here; write checks under [tool.memplan] in it, or name a file with --config"
@@ -150,9 +154,9 @@ class _Reader:
 
     def _checks(self, shared: Mapping[str, Any], above: Mapping[str, Any]) -> list[Check]:
         entries = self._table.get(_CHECKS)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        if not entries or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             heading = ".".join((*self._where, _CHECKS))
-            what = "no checks" if entries is None else f"{_CHECKS} that are no tables"
+            what = f"{_CHECKS} that are no tables" if entries else "no checks"
             raise UsageError(f"{self._path} has {what}; write each under [[{heading}]], with name and model")
         checks: list[Check] = []
         lines: dict[str, int | None] = {}
@@ -163,12 +167,13 @@ class _Reader:
                 if key not in CHECK_KEYS:
                     raise self._unknown(key, CHECK_KEYS, where, number)
                 values[key] = self._read(key, value, where, number)
-            values.update(above)
+            moot = _OF_METHOD if "method" in above else frozenset()
+            values = {**{key: value for key, value in values.items() if key not in moot}, **above}
             place = Place(str(self._path), line_of(self._text, where, number=number))
             if "model" not in values:
                 raise UsageError(f'{place}: this check has no model; write for example model = "mobilenet_v3"')
             values.setdefault("name", values["model"])
-            check = self._check(values, place, {*entry, *above})
+            check = self._check(values, place, {*entry} - {*above} - moot)
             if check.name in lines:
                 first = Place(str(self._path), lines[check.name])
                 raise UsageError(f"{place}: a check {check.name!r} is at {first} already; give this one another name")
@@ -177,23 +182,20 @@ class _Reader:
         return checks
 
     def _check(self, values: Mapping[str, Any], place: Place, own: set[str]) -> Check:
-        try:
-            _check_consistent(values, own)
-        except UsageError as error:
-            raise UsageError(f"{place}: check {values['name']!r}: {error}") from error
         subject = {name: values[key] for key, name in _SUBJECT.items() if key in values}
-        for key in ("weights", "loss"):
-            if key in subject:
-                subject[key] = self._spec(subject[key])
-        plan = values.get("plan")
-        return Check(
+        if "weights" in subject:
+            subject["weights"] = str(self._beside(subject["weights"]))
+        if "loss" in subject:
+            subject["loss"] = self._spec(subject["loss"])
+        plan, method = values.get("plan"), values.get("method", "full")
+        check = Check(
             name=values["name"],
             model=self._spec(values["model"]),
             of=values.get("of", "peak"),
             limits=Limits(values.get("budget"), values.get("max-growth"), values.get("min-growth", 0)),
-            method=values.get("method", "full"),
+            method=method,
             # A shared k is for those checks whose method takes one.
-            k=values.get("k") if METHODS[values.get("method", "full")].needs_k else None,
+            k=values.get("k") if METHODS[method].needs_k else None,
             treatments=values.get("treatments", ()),
             plan=None if plan is None else str(self._beside(plan)),
             runner=values.get("runner"),
@@ -203,6 +205,11 @@ class _Reader:
             subject=tuple(sorted(subject.items())),
             place=place,
         )
+        try:
+            check_consistent(check, own)
+        except UsageError as error:
+            raise UsageError(f"{place}: check {check.name!r}: {error}") from error
+        return check
 
     def _read(self, key: str, value: Any, where: tuple[str, ...], number: int | None) -> Any:
         try:
@@ -215,7 +222,8 @@ class _Reader:
         try:
             return {**CHECK_KEYS, **GATE_KEYS}[key].read(value)
         except MemplanError as error:
-            raise UsageError(_told(f"--{key}", error)) from error
+            variable = f"MEMPLAN_{key.replace('-', '_').upper()}"
+            raise UsageError(_told(f"--{key} (or {variable})", error)) from error
 
     def _unknown(self, key: str, known: Mapping[str, Any], where: tuple[str, ...], number: int | None) -> UsageError:
         place = Place(str(self._path), line_of(self._text, where, key, number=number))
@@ -236,34 +244,3 @@ class _Reader:
 def _told(key: str, error: MemplanError) -> str:
     text = str(error)
     return f"{key} {text}" if text.startswith("is ") else f"{key}: {text}"
-
-
-def _check_consistent(values: Mapping[str, Any], own: set[str]) -> None:
-    """Raise where the keys of a check contradict each other; ``own`` are those that are no shared defaults.
-
-    Raises:
-        UsageError: they do.
-    """
-    budget, growth, least = (values.get(key) for key in ("budget", "max-growth", "min-growth"))
-    if least is not None and growth is None and "min-growth" in own:
-        raise UsageError('min-growth without max-growth says nothing; add max-growth, such as "2%"')
-    if growth is not None and growth.bytes is not None:
-        if least is not None and least > growth.bytes:
-            raise UsageError(
-                f"max-growth {growth.text} can never fail, for growth up to min-growth is let pass, which is more; "
-                "leave one of them out"
-            )
-        if budget is not None and growth.bytes >= budget:
-            raise UsageError(
-                f"max-growth {growth.text} is as much as the whole budget, so that it can never fail; lower it"
-            )
-    method = METHODS[values.get("method", "full")]
-    if values.get("plan") is not None:
-        for key in ("method", "k", "treatments"):
-            if key in own:
-                raise UsageError(f"{key} is given with a plan, which says it already; leave one of them out")
-    if "k" in own and not method.needs_k:
-        takers = " or ".join(name for name, each in METHODS.items() if each.needs_k)
-        raise UsageError(f"k needs a method that trains k blocks, not {method.name}; write method = {takers}")
-    if values.get("runner") == "stock" and not method.flags:
-        raise UsageError(f'stock PyTorch cannot run {method.name} by requires_grad alone; write runner = "memplan"')

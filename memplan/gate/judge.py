@@ -20,19 +20,35 @@ QUANTITIES: Final[dict[Measurand, str]] = {
 
 
 def judged(
-    check: Check, reading: Reading, baseline: Reading | None = None, *, require_baseline: bool = False
+    check: Check,
+    reading: Reading,
+    baseline: Reading | None = None,
+    *,
+    require_baseline: bool = False,
+    accept_growth: bool = False,
 ) -> Verdict:
-    """Return the verdict on a reading, against a budget and against what the baseline says of the same check."""
+    """Return the verdict on a reading, against a budget and against what the baseline says of the same check.
+
+    Growth is not limited where it is accepted. A baseline of another quantity is none.
+    """
+    limits = replace(check.limits, max_growth=None) if accept_growth else check.limits
+    other = baseline is not None and baseline.of != reading.of
+    note: tuple[str, ...] = ()
+    if baseline is not None and other:
+        what = f"{QUANTITIES[baseline.of]}, not of its {QUANTITIES[reading.of]}"
+        note = (f"{check.name}: the baseline is of its {what}: growth is not checked; write it with --update-baseline",)
+        baseline = None
     changes = () if baseline is None else changes_between(baseline, reading)
     verdict = Verdict(
         check=check,
         reading=reading,
         baseline=baseline,
-        limit_bytes=limit_of(check.limits, baseline),
+        limit_bytes=limit_of(limits, baseline),
         differences=() if baseline is None else tuple(differences_between(baseline, reading)),
         changes=changes,
     )
-    return replace(verdict, failures=tuple(_failures(verdict, require_baseline)), notes=tuple(_notes(verdict)))
+    failures = tuple(_failures(verdict, limits, require_baseline))
+    return replace(verdict, failures=failures, notes=(*note, *_notes(verdict, missing=not other and not accept_growth)))
 
 
 def unanalysed(check: Check, reason: str, baseline: Reading | None = None) -> Verdict:
@@ -63,15 +79,14 @@ def growth_text(growth_bytes: int, before_bytes: int) -> str:
     return f"{sign}{size(abs(growth_bytes))}{share}"
 
 
-def _failures(verdict: Verdict, require_baseline: bool) -> Iterator[Failure]:
+def _failures(verdict: Verdict, limits: Limits, require_baseline: bool) -> Iterator[Failure]:
     check, reading, baseline = verdict.check, verdict.reading, verdict.baseline
     assert reading is not None
-    limits = check.limits
     what = QUANTITIES[reading.of]
     budget = limits.budget_bytes
     if budget is not None and reading.bytes > budget:
         largest = max(reading.layers, key=lambda part: part.bytes, default=None)
-        blame = "" if largest is None else f"; most of it is {size(largest.bytes)} of {_name(largest.layer)}"
+        blame = "" if largest is None else f"; the largest part, {size(largest.bytes)}, is of {_name(largest.layer)}"
         already = (
             f"; the baseline's {size(baseline.bytes)} are above it already"
             if baseline is not None and baseline.bytes > budget
@@ -116,14 +131,14 @@ def _told(change: Change) -> str:
     return f" ({', '.join(change.words)})" if change.words else ""
 
 
-def _notes(verdict: Verdict) -> Iterator[str]:
+def _notes(verdict: Verdict, *, missing: bool) -> Iterator[str]:
     check, reading, baseline = verdict.check, verdict.reading, verdict.baseline
     assert reading is not None
-    if baseline is None and check.limits.max_growth is not None:
+    if missing and baseline is None and check.limits.max_growth is not None:
         yield f"{check.name}: no baseline, so that its growth is not checked; write it with --update-baseline"
     if not check.strict and reading.unpriced:
         yield f"{check.name}: not priced: {'; '.join(reading.unpriced)}"
-    if check.limits == Limits():
+    if check.limits.budget_bytes is None and check.limits.max_growth is None:
         yield f"{check.name}: no limit is given; add a budget or max-growth"
 
 

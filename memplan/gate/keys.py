@@ -10,6 +10,7 @@ from memplan.errors import UsageError, did_you_mean
 from memplan.gate.baseline import BASELINE_FILE
 from memplan.gate.growth import Growth, growth_bytes, parse_growth
 from memplan.gate.records import INSTRUCTION_SET, THREADS
+from memplan.graph.records import INSTRUCTION_SETS
 from memplan.memory import OPTIMIZERS
 from memplan.memory.parts import MEASURANDS
 from memplan.methods import METHODS
@@ -59,7 +60,9 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _size(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return _count(1)(value)
-    return parse_bytes(_text(value))
+    if not isinstance(value, str):
+        raise UsageError(f'is {value!r}; write whole bytes, or a size in quotes, such as "64MB"')
+    return parse_bytes(value)
 
 
 def _growth(value: Any) -> Growth:
@@ -123,7 +126,7 @@ CHECK_KEYS: Final[dict[str, Key]] = {
 GATE_KEYS: Final[dict[str, Key]] = {
     "baseline": Key(_text, "file", "what growth is measured from", BASELINE_FILE),
     "threads": Key(_count(1), "whole number", "threads of the machine that steps are priced for", THREADS),
-    "instruction-set": _choice(("DEFAULT", "AVX2", "AVX512", "AMX"), "kernels of that machine", INSTRUCTION_SET),
+    "instruction-set": _choice(INSTRUCTION_SETS, "kernels of that machine", INSTRUCTION_SET),
     "jobs": Key(_count(1), "whole number", "models that are analysed at a time, each in a process", 1),
     "require-baseline": Key(_flag, "true or false", "whether a check without a baseline fails", False),
 }

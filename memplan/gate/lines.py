@@ -17,7 +17,7 @@ def line_of(text: str, table: Sequence[str], key: str | None = None, *, number: 
     path = r"\s*\.\s*".join(rf"[\"']?{re.escape(part)}[\"']?" for part in table)
     one, two = (r"\[", r"\]") if number is None else (r"\[\[", r"\]\]")
     heading = re.compile(rf"^\s*{one}\s*{path}\s*{two}\s*(#.*)?$")
-    lines = text.splitlines()
+    lines = text.split("\n")
     starts = [place for place, line in enumerate(lines) if heading.match(line)]
     if not table:
         start, inside = -1, lines

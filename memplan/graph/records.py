@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 Phase: TypeAlias = Literal["forward", "loss", "backward", "optimizer"]
 Role: TypeAlias = Literal["parameter", "buffer", "input", "gradient", "activation"]
@@ -26,6 +26,10 @@ class TensorView:
 
 #: An op's argument: a tensor, a literal, or a (nested) tuple of them. Dtypes, devices and the like are strings.
 Argument: TypeAlias = "TensorView | int | float | bool | str | tuple[Argument, ...] | None"
+
+
+#: What PyTorch's CPU kernels are built for.
+INSTRUCTION_SETS: Final = ("DEFAULT", "AVX2", "AVX512", "AMX")
 
 
 @dataclass(frozen=True, slots=True)

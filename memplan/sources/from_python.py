@@ -217,10 +217,26 @@ def _frames_in(error: BaseException, folder: Path) -> list[traceback.FrameSummar
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Find modules in ``folder`` first, as ``python file.py`` would."""
+    """Find modules in ``folder`` first, as ``python file.py`` would.
+
+    What was imported from another model's folder is forgotten: both may have a ``layers.py`` of their own.
+    """
+    for name, home in list(_siblings.items()):
+        if home != folder:
+            sys.modules.pop(name, None)
+            del _siblings[name]
+    before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).resolve().is_relative_to(folder) and "site-packages" not in file:
+                _siblings[name] = folder
+
+
+#: Modules that were imported from a model's folder, and that folder.
+_siblings: dict[str, Path] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,20 @@ def quietly() -> Iterator[None]:
             yield
         finally:
             logging.disable(disabled_level)
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """Put back what a model's code may set for the whole process: it must not change the numbers of the next model."""
+    import torch
+
+    folder, dtype, gradients = os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ from contextvars import ContextVar
 
 import torch
 
-from memplan.graph.records import Machine
+from memplan.errors import UsageError, known
+from memplan.graph.records import INSTRUCTION_SETS, Machine
 
 _instruction_set: ContextVar[str | None] = ContextVar("instruction_set", default=None)
 
@@ -26,7 +27,13 @@ def named_machine(threads: int, instruction_set: str) -> Iterator[None]:
 
     The process's own number of threads is put back: some kernels of memplan's layers ask for it while they are
     recorded.
+
+    Raises:
+        UsageError: there is no such machine.
     """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise UsageError(f"threads must be a whole number from 1 on, not {threads!r}")
+    known("instruction set", instruction_set, INSTRUCTION_SETS)
     before = torch.get_num_threads()
     token = _instruction_set.set(instruction_set)
     torch.set_num_threads(threads)

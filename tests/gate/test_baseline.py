@@ -131,7 +131,7 @@ def test_a_revision_is_read_from_git(tmp_path: Path) -> None:
     assert found.checks == BASELINE.checks
     assert found.origin == f"{file} at then"
     assert read_baseline(tmp_path / "other.json", "then") is None
-    with pytest.raises(UsageError, match=r"cannot read the baseline at 'nowhere': .* has no such revision; fetch it"):
+    with pytest.raises(UsageError, match=r"cannot read the baseline at 'nowhere': there is no such revision; fetch it"):
         read_baseline(file, "nowhere")
     with pytest.raises(UsageError, match=r"no git revision '--output=x'"):
         read_baseline(file, "--output=x")
@@ -139,7 +139,7 @@ def test_a_revision_is_read_from_git(tmp_path: Path) -> None:
 
 def test_outside_a_repository_there_is_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(UsageError, match="is not in a git repository"):
+    with pytest.raises(UsageError, match="not a git repository"):
         read_baseline(tmp_path / "base.json", "main")
 
 

@@ -166,7 +166,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_override_is_told_as_an_option(file: Path) -> None:
-    with pytest.raises(UsageError, match=r"^--budget: cannot read '3 apples' as a size"):
+    with pytest.raises(UsageError, match=r"^--budget \(or MEMPLAN_BUDGET\): cannot read '3 apples' as a size"):
         read(file, TEXT, {"budget": "3 apples"})
 
 

@@ -84,7 +84,7 @@ def test_a_budget_and_growth_fail_together() -> None:
     verdict = judged(check(budget=1_100_000, growth="10%"), after, BEFORE)
     assert [failure.kind for failure in verdict.failures] == ["budget", "growth"]
     assert verdict.failures[0].sentence == (
-        "the peak of net is 1.3 MB, 200.0 KB above the budget of 1.1 MB; most of it is 900.0 KB of a"
+        "the peak of net is 1.3 MB, 200.0 KB above the budget of 1.1 MB; the largest part, 900.0 KB, is of a"
     )
     assert verdict.limit_bytes == 1_100_000
 

@@ -39,7 +39,7 @@ def test_below(): return net()
     sentence = f"the saved bytes of Sequential is {SAVED} B, 1 B above the budget of {SAVED - 1} B; "
     run.stdout.fnmatch_lines(
         [
-            f"{sentence}most of it is {largest} B of 1",
+            f"{sentence}the largest part, {largest} B, is of 1",
             "*- memplan -*",
             "moment: end of the forward",
             f"*1 *ReLU *{largest} B *66.7 %",
