@@ -391,3 +391,23 @@ def test_an_update_that_could_read_nothing_writes_nothing(folder: Path) -> None:
     assert result.exit_code == 3
     assert not (folder / "memplan-baseline.json").exists()
     assert told(result)["notes"] == ["memplan-baseline.json is left as it was: no model could be analysed"]
+
+
+@pytest.mark.parametrize("file", ["pyproject.toml", "memplan-baseline.json", "model.py"])
+def test_what_the_gate_reads_is_not_written_over(folder: Path, file: str) -> None:
+    gate("--update-baseline")
+    before = (folder / file).read_bytes()
+    result = gate("--out", f"json={file}")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"memplan: '{file}' would be written over, and is what the command reads; name another file\n"
+    )
+    assert (folder / file).read_bytes() == before
+
+
+def test_a_file_that_fails_hides_neither_the_verdict_nor_the_other_files(folder: Path) -> None:
+    result = gate("--out", "json=/dev/full", "--out", "markdown=told.md")
+    assert result.exit_code == 2
+    assert "All 2 checks hold." in result.stdout
+    assert (folder / "told.md").is_file()
+    assert result.stderr.startswith("memplan: cannot write '/dev/full'")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from memplan import __version__
+from memplan.cli.files import check_not_read, file_options, take_files
 from memplan.cli.options import Named, Whole, method_names, optimizer_names, with_options
 from memplan.cli.output import check_output, print_report, progress_bar, quiet, write_stdout, write_text
 from memplan.errors import UsageError, did_you_mean
@@ -69,6 +70,7 @@ _OVERRIDES: Final = (
     "--format", "form", type=Named("format", _formats), default="console", show_default=True, help="Of what is printed."
 )
 @click.option("--out", "outs", metavar="FORMAT=FILE", multiple=True, help="Write a format to a file; repeatable.")
+@with_options(file_options("html"))
 @click.option("--suggest/--no-suggest", default=True, help="Look for ways back under a limit.  [default: suggest]")
 @click.option("--warn-only", is_flag=True, help="Tell limits that fail as warnings, and exit with 0.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever fails.")
@@ -94,7 +96,7 @@ def gate(
     when a check fails, 2 when the configuration is wrong, 3 when a model cannot be analysed.
     """
     switches["debug"] = switches["debug"] or debug
-    files = _files(outs)
+    files = _files(outs, take_files(options))
     over = {name: options.pop(name) for name in list(options) if name.startswith("over_")}
     overrides = {
         name.removeprefix("over_").replace("_", "-"): value for name, value in over.items() if value is not None
@@ -104,6 +106,9 @@ def gate(
     from memplan.gate.config import read_configuration
 
     configuration = read_configuration(None if config is None else Path(config), overrides, only=names)
+    reads = (configuration.file, configuration.baseline, *(check.plan for check in configuration.checks))
+    for file in files.values():
+        check_not_read(file, (*reads, *(check.model for check in configuration.checks)))
     if update_baseline:
         check_output(str(configuration.baseline))
     with quiet(switches), progress_bar("checks") as progress:
@@ -120,13 +125,13 @@ def gate(
     return result.exit_code
 
 
-def _files(outs: Iterable[str]) -> dict[str, str]:
-    """Return the file of each format that is written to one.
+def _files(outs: Iterable[str], own: Mapping[str, str]) -> dict[str, str]:
+    """Return the file of each format that is written to one; ``own`` are those that have an option of their own.
 
     Raises:
         UsageError: a format is unknown, or a file cannot be written or is named twice.
     """
-    files: dict[str, str] = {}
+    files = dict(own)
     for out in outs:
         form, equals, file = out.partition("=")
         if not equals or not file:
@@ -144,16 +149,27 @@ def _files(outs: Iterable[str]) -> dict[str, str]:
 def _tell(result: GateResult, form: str, files: Mapping[str, str]) -> None:
     from memplan.gate.formats import FORMATS
 
-    for each, file in files.items():
-        write_text(file, FORMATS[each](result, __version__))
     if form == "console":
         from memplan.gate.formats.console import gate_report
 
         print_report(gate_report(result))
     else:
         write_stdout(FORMATS[form](result, __version__))
+    # The verdict is known by now: a file that cannot be written after all hides neither it nor the other files.
+    failed = [error for each, file in files.items() if (error := _written(file, FORMATS[each](result, __version__)))]
     if os.environ.get("GITHUB_ACTIONS") == "true":
         _tell_github(result, annotated=form == "github")
+    if failed:
+        raise failed[0]
+
+
+def _written(file: str, text: str) -> UsageError | None:
+    """Write a file; return why it could not be written."""
+    try:
+        write_text(file, text)
+    except UsageError as error:
+        return error
+    return None
 
 
 def _tell_github(result: GateResult, *, annotated: bool) -> None:

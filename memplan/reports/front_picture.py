@@ -63,7 +63,7 @@ def front_picture(front: Front, kind: Literal["svg", "png"]) -> bytes:
         axes.set_xlim(left=0)
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")
         drawn = io.BytesIO()
         figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return drawn.getvalue()

@@ -25,7 +25,7 @@ RESULTS = {
 
 
 def test_the_formats_are_these_and_each_is_explained() -> None:
-    assert list(FORMATS) == ["console", "markdown", "json", "junit", "sarif", "github"]
+    assert list(FORMATS) == ["console", "markdown", "html", "json", "junit", "sarif", "github"]
     rows = re.findall(r"^\| `(\w+)` \|", PAGE.read_text().partition("\n## ")[0], re.MULTILINE)
     assert rows == list(FORMATS)
 
@@ -45,7 +45,7 @@ def test_every_format_names_every_check_that_fails(format_name: str) -> None:
     assert all(name in text for name in ("deep/stock", "growing", "broken"))
 
 
-@pytest.mark.parametrize("format_name", ["console", "markdown", "json", "junit", "sarif"])
+@pytest.mark.parametrize("format_name", ["console", "markdown", "html", "json", "junit", "sarif"])
 def test_every_file_tells_memplans_version(format_name: str) -> None:
     assert toy.VERSION in FORMATS[format_name](GateResult((), "x.toml"), toy.VERSION)
 

@@ -45,10 +45,17 @@ def _github(result: GateResult, version: str) -> str:  # noqa: ARG001  # as ever
     return annotations(result)
 
 
+def _html(result: GateResult, version: str) -> str:
+    from memplan.gate.formats.html import html_text
+
+    return html_text(result, version)
+
+
 #: What writes each format: the text for a result, where the second argument is memplan's version.
 FORMATS: Final[dict[str, Callable[[GateResult, str], str]]] = {
     "console": _console,
     "markdown": _markdown,
+    "html": _html,
     "json": _json,
     "junit": _junit,
     "sarif": _sarif,

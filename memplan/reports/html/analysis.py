@@ -13,11 +13,13 @@ from memplan.reports.html.sections import (
     Figure,
     Section,
     about_section,
+    heading_of,
     layers_section,
     memory_section,
     network_section,
     page_unit,
     remarks_of,
+    setting_facts,
     summary_section,
 )
 from memplan.reports.sizes import size
@@ -32,7 +34,9 @@ def analysis_page(analysis: Analysis, version: str) -> str:
     """
     runs = _runs(analysis)
     data = runs_to_data(runs, analysis.blocks, chosen=_chosen(analysis), budget_bytes=analysis.budget_bytes)
-    return page("Training memory", analysis.setting, tuple(_sections(analysis, runs, version)), data, version)
+    return page(
+        "Training memory", heading_of(analysis.setting), tuple(_sections(analysis, runs, version)), data, version
+    )
 
 
 def _sections(analysis: Analysis, runs: list[Run], version: str) -> Iterator[Section]:
@@ -60,8 +64,7 @@ def _sections(analysis: Analysis, runs: list[Run], version: str) -> Iterator[Sec
     untreated = [("as in stock PyTorch, for want of a rule", text) for text in analysis.untreated]
     footprints = [run.footprint for run in runs]
     yield about_section(
-        analysis.setting,
-        version,
+        setting_facts(analysis.setting, version),
         assumptions=ASSUMPTIONS,
         remarks=(*remarks_of(notes, (), footprints), *untreated),
     )

@@ -14,8 +14,10 @@ from memplan.reports.html.sections import (
     Figure,
     Section,
     about_section,
+    heading_of,
     remarks_of,
     sentence,
+    setting_facts,
     summary_section,
     table_of,
 )
@@ -50,9 +52,11 @@ def front_page(front: Front, version: str) -> str:
                 ),
             },
         ),
-        about_section(front.setting, version, assumptions=ASSUMPTIONS, remarks=remarks_of(front.notes, (), ())),
+        about_section(
+            setting_facts(front.setting, version), assumptions=ASSUMPTIONS, remarks=remarks_of(front.notes, (), ())
+        ),
     )
-    return page("Pareto front", front.setting, sections, _data(front), version)
+    return page("Pareto front", heading_of(front.setting), sections, _data(front), version)
 
 
 def _data(front: Front) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 from memplan.reports.html.embedded import to_script
-from memplan.reports.html.sections import Section
+from memplan.reports.html.sections import Heading, Section
 from memplan.reports.sizes import elements, flops, size
-from memplan.results import Setting
 from memplan.units import format_bytes
 
 if TYPE_CHECKING:
@@ -22,12 +21,16 @@ if TYPE_CHECKING:
 SCRIPTS: Final = (
     "record.js",
     "elements.js",
+    "later.js",
     "memory.js",
     "moment.js",
     "table.js",
+    "bars.js",
     "layers.js",
     "network.js",
     "front.js",
+    "sortable.js",
+    "gate.js",
     "start.js",
 )
 
@@ -35,12 +38,12 @@ SCRIPTS: Final = (
 LIBRARY: Final = "charts.min.js"
 
 
-def page(kind: str, setting: Setting, sections: Sequence[Section], data: dict[str, Any], version: str) -> str:
+def page(kind: str, heading: Heading, sections: Sequence[Section], data: dict[str, Any], version: str) -> str:
     """Return the text of a page, the same for the same record.
 
     Args:
         kind: what the page is about, in two or three words.
-        setting: what was asked, for the lines at the top.
+        heading: the lines at the top.
         sections: the parts, in their order.
         data: what the pictures are drawn from, see :mod:`memplan.reports.html.embedded`.
         version: memplan's.
@@ -58,7 +61,7 @@ def page(kind: str, setting: Setting, sections: Sequence[Section], data: dict[st
         .get_template("page.html")
         .render(
             kind=kind,
-            setting=setting,
+            heading=heading,
             sections=sections,
             data=to_script(data),
             version=version,

@@ -13,11 +13,13 @@ from memplan.reports.html.sections import (
     Section,
     Table,
     about_section,
+    heading_of,
     layers_section,
     memory_section,
     network_section,
     remarks_of,
     sentence,
+    setting_facts,
     summary_section,
     table_of,
 )
@@ -48,15 +50,14 @@ def planned_page(planned: Planned, version: str) -> str:
         network_section(),
         plan_section(planned),
         about_section(
-            planned.setting,
-            version,
+            setting_facts(planned.setting, version),
             assumptions=(*ASSUMPTIONS, *_search(planned)),
             remarks=remarks_of(planned.notes, (planned.plan,), (planned.footprint,)),
         ),
     )
     budget_bytes = planned.budget.bytes if planned.budget.of == "peak" else None
     data = runs_to_data(runs, planned.blocks, chosen=(0, 1), budget_bytes=budget_bytes)
-    return page("Plan", planned.setting, sections, data, version)
+    return page("Plan", heading_of(planned.setting), sections, data, version)
 
 
 def runs_of(planned: Planned) -> tuple[Run, Run]:

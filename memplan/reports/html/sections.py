@@ -28,6 +28,14 @@ ASSUMPTIONS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class Heading:
+    """What stands at the top of a page: its title, and in a few words what it was made of."""
+
+    title: str
+    facts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """One part of a page: its template, which is its anchor too, its heading, and what the template shows."""
 
@@ -91,21 +99,21 @@ def network_section() -> Section:
 
 
 def about_section(
-    setting: Setting,
-    version: str,
+    facts: Iterable[tuple[str, str]],
     *,
     assumptions: Iterable[str] = (),
     remarks: Iterable[tuple[str, str]] = (),
+    words: Iterable[tuple[str, str]] = WORDS,
 ) -> Section:
     """Return what the figures stand on: what was asked, on which machine, which versions, and all remarks."""
     return Section(
         "about",
         "Assumptions and versions",
         {
-            "facts": tuple(_facts(setting, version)),
+            "facts": tuple(facts),
             "assumptions": tuple(assumptions),
             "remarks": tuple(dict.fromkeys(remarks)),
-            "words": WORDS,
+            "words": tuple(words),
         },
     )
 
@@ -137,7 +145,22 @@ def page_unit(footprints: Iterable[Footprint]) -> str:
     return unit_for(max((footprint.peak_bytes for footprint in footprints), default=0))
 
 
-def _facts(setting: Setting, version: str) -> Iterable[tuple[str, str]]:
+def heading_of(setting: Setting) -> Heading:
+    """Return the heading of a page about one model: what was asked, in a line."""
+    machine = setting.machine
+    batch = () if setting.batch_size is None else (f"batch {setting.batch_size}",)
+    facts = (
+        *batch,
+        ", ".join(setting.inputs),
+        f"{setting.optimizer} ({setting.implementation})",
+        f"{'train' if setting.training else 'eval'} mode",
+        f"torch {machine.torch}, {machine.device}",
+    )
+    return Heading(setting.model, facts)
+
+
+def setting_facts(setting: Setting, version: str) -> Iterable[tuple[str, str]]:
+    """Yield what was asked, on which machine and with which versions, each with its name."""
     machine = setting.machine
     yield "model", f"{setting.model} ({setting.origin})"
     if setting.batch_size is not None:

@@ -13,10 +13,12 @@ from memplan.reports.html.sections import (
     Figure,
     Section,
     about_section,
+    heading_of,
     layers_section,
     memory_section,
     network_section,
     remarks_of,
+    setting_facts,
     summary_section,
 )
 from memplan.reports.sizes import count, size, unit_for
@@ -25,14 +27,13 @@ from memplan.results import Verification
 
 def verification_page(verification: Verification, version: str) -> str:
     """Return the page of a verification; ``version`` is memplan's."""
-    setting = verification.setting
     runs = _runs(verification)
     budget = verification.budget
     budget_bytes = budget.bytes if budget is not None and budget.of == "peak" else None
     blocks = () if verification.step is None else verification.step.blocks
     data = runs_to_data(runs, blocks, chosen=tuple(range(len(runs))), budget_bytes=budget_bytes)
     sections = tuple(_sections(verification, runs, version))
-    return page("Verification", setting, sections, data, version)
+    return page("Verification", heading_of(verification.setting), sections, data, version)
 
 
 def _runs(verification: Verification) -> list[Run]:
@@ -66,8 +67,7 @@ def _sections(verification: Verification, runs: list[Run], version: str) -> Iter
         yield layers_section()
         yield network_section()
     yield about_section(
-        verification.setting,
-        version,
+        setting_facts(verification.setting, version),
         assumptions=ASSUMPTIONS,
         remarks=remarks_of(verification.notes, (), (run.footprint for run in runs)),
     )

@@ -42,13 +42,14 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Opener]:
     """Open pages; fail at the end if one logged an error, opened a dialog, or asked for anything but itself."""
     contexts, faults = [], []
 
-    def open_page(text: str, *, drawn: bool = True, width: int = 1280, **options: Any) -> Any:
+    def open_page(text: str, *, drawn: bool = True, width: int = 1280, script: str = "", **options: Any) -> Any:
         file = tmp_path / f"page-{len(contexts)}.html"
         file.write_text(text, encoding="utf-8")
         context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
+        page.add_init_script(script)
         page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))

@@ -107,6 +107,24 @@ def test_on_paper_there_are_figures_and_no_controls(opened: Opener) -> None:
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
+def test_what_was_not_drawn_yet_is_drawn_before_it_is_printed(opened: Opener) -> None:
+    never = "window.requestIdleCallback = () => 0; window.IntersectionObserver = class { observe() {} unobserve() {} };"
+    page = opened(planned_page(planned(), VERSION), drawn=False, script=never)
+    pictures = page.locator(".memory-chart svg, #layers-bars svg, .graph > svg")
+    assert pictures.count() == 1
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert pictures.count() == 5  # two steps, the bars, the blocks, and the layers of one of them
+    assert len(figures(page, "#layers-table tfoot")) == 6
+
+
+def test_what_comes_into_view_is_drawn_before_what_does_not(opened: Opener) -> None:
+    never = "window.requestIdleCallback = () => 0;"
+    page = opened(planned_page(planned(), VERSION), drawn=False, script=never)
+    assert page.locator("#network-blocks svg").count() == 0
+    page.evaluate("document.getElementById('network').scrollIntoView()")
+    page.locator("#network-blocks svg").wait_for(state="attached")
+
+
 def test_without_scripts_the_tables_are_there(opened: Opener) -> None:
     record = analysis()
     page = opened(analysis_page(record, VERSION), drawn=False, java_script_enabled=False)

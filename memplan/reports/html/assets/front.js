@@ -9,11 +9,14 @@ function frontSection() {
   document.querySelectorAll("button[data-plan]").forEach((button) => {
     button.addEventListener("click", () => choosePlan(Number(button.dataset.plan)));
   });
-  points = picture(byId("front-points"), drawFront);
-  points.chart.on("click", (event) => {
-    if (event.componentType === "series") choosePlan(event.data.plan);
-  });
   choosePlan(0);
+  later(byId("front-points"), () => {
+    points = picture(byId("front-points"), drawFront);
+    points.chart.on("click", (event) => {
+      if (event.componentType === "series") choosePlan(event.data.plan);
+    });
+    points.draw();
+  });
 }
 
 function choosePlan(plan) {
@@ -27,7 +30,7 @@ function choosePlan(plan) {
   document
     .querySelectorAll("tr[data-plan]")
     .forEach((row) => row.classList.toggle("chosen", Number(row.dataset.plan) === plan));
-  points.draw();
+  points?.draw();
 }
 
 function drawFront(chart) {
@@ -84,7 +87,7 @@ function drawFront(chart) {
               animation: false,
               data: [{ xAxis: front.stock_bytes }],
               lineStyle: { color: colour("muted"), type: [6, 4] },
-              label: { ...textStyle(), formatter: `stock full ${size(front.stock_bytes)}`, position: "end" },
+              label: { ...textStyle(), formatter: `stock full ${size(front.stock_bytes)}`, position: "insideEndTop" },
             },
       })),
     },

@@ -1,7 +1,5 @@
 // Layers: bars of blocks and of the layers in them.
 
-const ROWS_SHOWN = 24;
-const BAR_ROOM = 26;
 let bars = null;
 let barRows = [];
 
@@ -63,6 +61,10 @@ function segmentRows(rows) {
 
 function layersSection() {
   if (!byId("layers-bars") || !chosen.length) return;
+  later(byId("layers-bars"), layersStarted);
+}
+
+function layersStarted() {
   const shown = byId("layers-shown");
   const used = new Set(layerRows().map((row) => row.segment));
   const segments = record.segments
@@ -90,7 +92,7 @@ function layersSection() {
   });
   bars = picture(byId("layers-bars"), drawBars);
   bars.chart.getZr().on("click", (event) => {
-    const row = barRows[Math.round(bars.chart.convertFromPixel({ yAxisIndex: 0 }, event.offsetY))];
+    const row = barRows[barAt(bars.chart, event)];
     if (row && shown.value === "blocks") {
       shown.value = String(row.segment);
       bars.draw();
@@ -122,99 +124,23 @@ function drawBars(chart) {
   else barRows = rows.filter((row) => row.segment === Number(shown));
   const weight = (row) => Math.max(...row.of.map((own) => (own ? own.saved + own.temp : 0)));
   if (byId("layers-sorted").checked) barRows = [...barRows].sort((one, other) => weight(other) - weight(one));
-  const element = chart.getDom();
-  const narrow = element.clientWidth < 640;
-  const visible = Math.min(barRows.length, ROWS_SHOWN);
-  const height = Math.max(visible * BAR_ROOM, 60);
-  const left = narrow ? 110 : 190;
-  const scrolls = barRows.length > ROWS_SHOWN;
-  const room = element.clientWidth - left - 20 - (scrolls ? 28 : 0);
-  element.style.height = `${(narrow ? 2 : 1) * (height + 56)}px`;
-  if (chart.getHeight() !== element.clientHeight) chart.resize();
-  const grids = narrow
-    ? [
-        { left, top: 26, width: room, height },
-        { left, top: height + 82, width: room, height },
-      ]
-    : [
-        { left, top: 26, width: room / 2 - 20, height },
-        { left: left + room / 2 + 20, top: 26, width: room / 2 - 20, height },
-      ];
-  const kinds = ["saved", "temp"];
-  const most = (kind) => Math.max(1, ...barRows.flatMap((row) => row.of.map((own) => own?.[kind] ?? 0)));
-  const label = {
-    ...textStyle(),
-    color: colour("ink"),
-    formatter: (name) => elided(barRows[Number(name)]?.name ?? "", narrow ? 16 : 28),
-  };
-  element.setAttribute(
-    "aria-label",
-    `Saved and temp of ${barRows.length} ${shown === "blocks" ? "blocks" : "layers"}; the table below has the figures`,
-  );
-  chart.setOption(
-    {
-      animation: false,
-      grid: grids,
-      tooltip: tooltip((given) => barsTold(barRows[given[0].dataIndex]), "axis"),
-      axisPointer: { link: [{ yAxisIndex: "all" }] },
-      xAxis: kinds.map((kind, place) =>
-        bytesAxis(most(kind), {
-          alignMaxLabel: "right",
-          gridIndex: place,
-          name: kind,
-          nameLocation: "middle",
-          nameGap: -height - 16,
-          nameTextStyle: { ...textStyle(), color: colour("ink"), fontWeight: 600 },
-        }),
-      ),
-      yAxis: kinds.map((_, place) => ({
-        type: "category",
-        gridIndex: place,
-        inverse: true,
-        data: [...barRows.keys()].map(String),
-        axisLabel: place && !narrow ? { show: false } : { ...label, interval: 0 },
-        axisTick: { show: false },
-        axisLine: { lineStyle: { color: colour("line") } },
-        triggerEvent: false,
-      })),
-      dataZoom: scrolls
-        ? [
-            {
-              type: "slider",
-              yAxisIndex: [0, 1],
-              right: 4,
-              width: 14,
-              startValue: 0,
-              endValue: visible - 1,
-              zoomLock: true,
-              brushSelect: false,
-              showDetail: false,
-              showDataShadow: false,
-              fillerColor: colour("shade"),
-              borderColor: colour("line"),
-              handleSize: 0,
-            },
-            { type: "inside", yAxisIndex: [0, 1], zoomLock: true, zoomOnMouseWheel: false, moveOnMouseWheel: "ctrl" },
-          ]
-        : [],
-      series: kinds.flatMap((kind, place) =>
-        chosen.map((_, slot) => ({
-          type: "bar",
-          name: runs[chosen[slot]].label,
-          xAxisIndex: place,
-          yAxisIndex: place,
-          animation: false,
-          barGap: "10%",
-          barCategoryGap: "28%",
-          itemStyle: { color: colour(`run-${slot}`), borderRadius: [0, 2, 2, 0] },
-          emphasis: { disabled: true },
-          data: barRows.map((row) => row.of[slot]?.[kind] ?? 0),
-          cursor: shown === "layers" ? "default" : "pointer",
-        })),
-      ),
-    },
-    { notMerge: true },
-  );
+  barsDrawn(chart, {
+    rows: barRows,
+    panes: ["saved", "temp"],
+    series: chosen.map((place, slot) => ({
+      name: runs[place].label,
+      colour: `run-${slot}`,
+      bytes: (row, kind) => row.of[slot]?.[kind] ?? 0,
+    })),
+    cursor: shown === "layers" ? "default" : "pointer",
+    told: barsTold,
+  });
+  chart
+    .getDom()
+    .setAttribute(
+      "aria-label",
+      `Saved and temp of ${barRows.length} ${shown === "blocks" ? "blocks" : "layers"}; the table below has the figures`,
+    );
 }
 
 function barsTold(row) {

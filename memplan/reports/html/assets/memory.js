@@ -93,18 +93,26 @@ function memorySection() {
   for (const button of document.querySelectorAll("[data-zoom]")) {
     button.addEventListener("click", () => zoomed(button.dataset.zoom));
   }
-  panels.forEach((panel) => (panel.shown = picture(panel.chart, (chart) => drawMemory(chart, panel))));
-  panels.forEach((panel) => panel.shown.draw());
-  panels.forEach(follow);
-  panels.forEach((panel) => pin(panel, panel.run.peak_moment));
+  panels.forEach((panel) => later(panel.chart, () => panelDrawn(panel)));
+}
+
+function panelDrawn(panel) {
+  panel.shown = picture(panel.chart, (chart) => drawMemory(chart, panel));
+  panel.shown.draw();
+  follow(panel);
+  pin(panel, panel.run.peak_moment);
+}
+
+function drawnPanels() {
+  return panels.filter((panel) => panel.shown);
 }
 
 function choose(slot, place) {
   chosen[slot] = place;
   axis = commonAxis();
   panels.forEach(setRun);
-  panels.forEach((panel) => panel.shown.draw());
-  panels.forEach((panel) => pin(panel, panel.run.peak_moment));
+  drawnPanels().forEach((panel) => panel.shown.draw());
+  drawnPanels().forEach((panel) => pin(panel, panel.run.peak_moment));
   document.querySelector(".budget-key").hidden = !budgetShown();
   layersChosen();
   networkChosen();

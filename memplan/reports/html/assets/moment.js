@@ -79,7 +79,7 @@ function aliveTable(run, moment) {
 
 // Shows the same place of the step in every panel.
 function showPlace(place) {
-  for (const panel of panels) show(panel, momentAt(panel, place));
+  for (const panel of drawnPanels()) show(panel, momentAt(panel, place));
 }
 
 function pin(panel, moment) {
@@ -102,9 +102,10 @@ function stepTo(panel, event) {
   };
   if (!(event.key in steps)) return;
   event.preventDefault();
+  if (!panel.shown) return;
   const moment = Math.min(Math.max(panel.moment + steps[event.key], 0), last);
   const place = middleOf(panel, moment);
-  for (const each of panels) pin(each, each === panel ? moment : momentAt(each, place));
+  for (const each of drawnPanels()) pin(each, each === panel ? moment : momentAt(each, place));
 }
 
 function follow(panel) {
@@ -118,12 +119,12 @@ function follow(panel) {
     if (place !== undefined) showPlace(place);
   });
   chart.getZr().on("click", (event) => {
-    if (placeOf(event) !== undefined) panels.forEach((each) => pin(each, each.moment));
+    if (placeOf(event) !== undefined) drawnPanels().forEach((each) => pin(each, each.moment));
   });
-  chart.getZr().on("globalout", () => panels.forEach((each) => show(each, each.pinned)));
+  chart.getZr().on("globalout", () => drawnPanels().forEach((each) => show(each, each.pinned)));
   chart.on("datazoom", () => {
     const { start, end } = chart.getOption().dataZoom[0];
-    for (const each of panels) {
+    for (const each of drawnPanels()) {
       const now = each.shown.chart.getOption().dataZoom[0];
       if (each !== panel && (now.start !== start || now.end !== end)) {
         each.shown.chart.dispatchAction({ type: "dataZoom", start, end });
@@ -136,9 +137,10 @@ function follow(panel) {
 
 function zoomed(how) {
   if (how === "peak") {
-    panels.forEach((panel) => pin(panel, panel.run.peak_moment));
+    drawnPanels().forEach((panel) => pin(panel, panel.run.peak_moment));
     return;
   }
+  if (!panels[0].shown) return;
   const { chart } = panels[0].shown;
   const { start, end } = chart.getOption().dataZoom[0];
   const middle = 100 * middleOf(panels[0], panels[0].moment);

@@ -2,7 +2,7 @@
 
 const NODE = { width: 224, height: 46 };
 const MOST_NODES = 120;
-const view = { run: 0, group: 0 };
+const view = { run: 0, group: 0, drawn: false };
 const groups = [];
 let calls = null;
 
@@ -25,11 +25,14 @@ function networkSection() {
   byId("network-of").hidden = runs.length < 2;
   view.run = chosen.at(-1);
   view.group = groupOfPeak();
-  networkChosen();
+  later(byId("network-blocks"), () => {
+    view.drawn = true;
+    networkChosen();
+  });
 }
 
 function networkChosen() {
-  if (!calls) return;
+  if (!view.drawn) return;
   view.run = chosen.at(-1);
   options(
     byId("network-run"),

@@ -10,11 +10,19 @@ function textAt(place) {
   return record.texts[place];
 }
 
+// A run with its bytes at each moment, which are summed up when they are asked for first: most runs are never shown.
 function decoded(run) {
   const count = run.phases.reduce((sum, [, moments]) => sum + moments, 0);
-  const series = run.timeline ?? summed(run.allocations, count);
+  let series;
+  const known = () => (series ??= withTotal(run.timeline ?? summed(run.allocations, count)));
+  const decoded = { ...run, count };
+  for (const kind of [...KINDS, "total"]) Object.defineProperty(decoded, kind, { get: () => known()[kind] });
+  return decoded;
+}
+
+function withTotal(series) {
   const total = series.resident.map((bytes, moment) => bytes + series.saved[moment] + series.temp[moment]);
-  return { ...run, count, ...series, total };
+  return { ...series, total };
 }
 
 // Bytes of each kind at each moment, from what is allocated and how long it lives.

@@ -11,23 +11,21 @@ function themed(choice) {
 }
 
 document.documentElement.classList.add("scripted");
-// Each part is a task of its own, so that the page answers while the next one is drawn.
-const parts = [memorySection, layersSection, networkSection, frontSection];
-function started() {
-  const part = parts.shift();
-  if (!part) {
-    document.documentElement.dataset.drawn = "";
-    return;
-  }
-  part();
-  setTimeout(started);
-}
-started();
+memorySection();
+layersSection();
+networkSection();
+frontSection();
+gateSection();
+drawNext();
+addEventListener("beforeprint", drawRest);
 document.querySelectorAll("[data-theme-choice]").forEach((button) => {
   button.addEventListener("click", () => themed(button.dataset.themeChoice));
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-matchMedia("print").addEventListener("change", redraw);
+matchMedia("print").addEventListener("change", () => {
+  drawRest();
+  redraw();
+});
 let drawnWidth = document.body.clientWidth;
 new ResizeObserver(() => {
   if (document.body.clientWidth === drawnWidth) return;
