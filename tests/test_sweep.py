@@ -271,7 +271,7 @@ def test_an_interrupt_keeps_the_rows_and_says_how_to_go_on(tmp_path: Path) -> No
     words = ["--models", f"{NET},{MODELS}:interrupted,{CONVOLUTIONS}", "--out", str(out), "--jobs", "1"]
     done = invoke(*words)
     assert done.exit_code == 130
-    assert done.stderr == "memplan: interrupted: 1 of 3 rows are kept; the same command makes the others\n"
+    assert done.stderr == f"memplan: interrupted: 1 row is in {out}; the same command makes the others\n"
     assert [row["model"] for row in rows_in(out)] == [NET]
     assert "the same command, without --force, makes" in invoke(*words, "--force").stderr
 

@@ -147,7 +147,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_leaves_no_worker(tmp_path: P
     os.killpg(process.pid, signal.SIGINT)
     out, told = process.communicate(timeout=10)
     kept = len(journal.read_text().splitlines())
-    line = f"memplan: interrupted: {kept} of 32 rows are kept; the same command makes the others\n"
+    line = f"memplan: interrupted: {kept} rows are in rows.parquet; the same command makes the others\n"
     assert (process.returncode, out, told.decode()) == (130, b"", line)
     assert until(lambda: not is_there(process.pid), 10)
 

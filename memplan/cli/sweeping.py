@@ -106,14 +106,24 @@ def sweep(
             many = cpu_count() if jobs is None else jobs
             rows.extend(sweep_models(**asked, **options, out=out, jobs=many, progress=tell))
     except KeyboardInterrupt:
-        done, total = told[-1]
         same = "the same command, without --force," if options["force"] else "the same command"
-        click.echo(f"memplan: interrupted: {done:,} of {total:,} rows are kept; {same} makes the others", err=True)
+        click.echo(f"memplan: interrupted: {_kept(out)} in {out}; {same} makes the others", err=True)
         return INTERRUPTED
     from memplan.reports.sweep import sweep_report
 
     print_report(sweep_report(rows, out, told[1][0]))
     return SOME_FAILED if any(row["error"] is not None for row in rows) else 0
+
+
+def _kept(out: str) -> str:
+    """Return how many rows a file has, in words; the file knows, whatever an interrupt came into."""
+    from memplan.reports.row_files import RowFile
+    from memplan.reports.sizes import count
+    from memplan.sweeping import COLUMNS
+
+    with RowFile(Path(out), COLUMNS) as file:
+        kept = len(file.rows)
+    return f"{count(kept, 'row')} {'is' if kept == 1 else 'are'}"
 
 
 def _split(values: Iterable[str]) -> Iterator[str]:
