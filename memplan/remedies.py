@@ -119,10 +119,13 @@ def _by_batch(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
     if least > limit_bytes:
         return
     low_bytes, high, high_bytes = least, batch, most
+    halve = False
     while high - low > 1:
-        # The size is nearly a line in the batch, so that a guess on it is seldom off by more than one.
-        guess = low + int((high - low) * (limit_bytes - low_bytes) / max(high_bytes - low_bytes, 1))
-        guess = min(max(guess, low + 1), high - 1)
+        # The size is nearly a line in the batch, so that a guess on it is seldom off by more than one; where it has a
+        # knee, halving every second time keeps the recordings few.
+        share = 0.5 if halve else (limit_bytes - low_bytes) / max(high_bytes - low_bytes, 1)
+        halve = not halve
+        guess = min(max(low + int((high - low) * share), low + 1), high - 1)
         size = size_at(guess)
         if size <= limit_bytes:
             low, low_bytes = guess, size

@@ -136,7 +136,7 @@ def made_blocks(spec: str, k: int) -> int:
 # -- nothing better fits -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.5])
+@pytest.mark.parametrize("share", [pytest.param(0.0, marks=pytest.mark.corpus), 0.02, 0.1, 0.5])
 @pytest.mark.parametrize("spec", FIRST)
 def test_no_single_upgrade_fits(spec: str, share: float) -> None:
     planning, planned = planning_at(spec, budget(spec, share))

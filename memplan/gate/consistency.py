@@ -50,9 +50,10 @@ def _check_limits(check: Check, own: Collection[str]) -> None:
         return
     if growth.bytes is None:
         return
-    if least > growth.bytes:
+    # With no growth at all allowed, min-growth says from where on it counts.
+    if least > growth.bytes > 0:
         raise UsageError(
-            f"max-growth {growth.text} can never fail, for growth up to min-growth is let pass, which is more; "
+            f"max-growth {growth.text} never decides, for growth up to min-growth is let pass, which is more; "
             "leave one of them out"
         )
     if limits.budget_bytes is not None and growth.bytes >= limits.budget_bytes:

@@ -118,7 +118,7 @@ CHECK = '[[tool.memplan.checks]]\nname = "a"\nmodel = "resnet18"\n'
         (HEAD + CHECK + "max-growth = 2\n", 5, 'max-growth is 2; write a percentage or a size in quotes, such as "2%"'),
         (HEAD + CHECK + 'max-growth = "2 apples"\n', 5, "max-growth: cannot read '2 apples' as a growth"),
         (HEAD + CHECK + 'min-growth = "1MB"\n', 2, "min-growth without max-growth says nothing"),
-        (HEAD + CHECK + 'max-growth = "1MB"\nmin-growth = "2MB"\n', 2, "max-growth 1MB can never fail"),
+        (HEAD + CHECK + 'max-growth = "1MB"\nmin-growth = "2MB"\n', 2, "max-growth 1MB never decides"),
         (HEAD + CHECK + 'max-growth = "64MB"\nbudget = "64MB"\n', 2, "is as much as the whole budget"),
         (HEAD + CHECK + 'method = "mobile-tl"\n', 5, "did you mean 'mobiletl'?"),
         (HEAD + CHECK + "k = 2\n", 2, "k needs a method that trains k blocks, not full"),
