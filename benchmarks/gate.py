@@ -34,7 +34,8 @@ IMPORTS = (
 )
 RECORDINGS = """
 import gc, time; gc.disable()
-from memplan.checking import reading_of, subject_for
+from memplan.checking import subject_for
+from memplan.reading import reading_of
 from memplan.gate.config import read_configuration
 from memplan.steps import Steps
 from memplan.tracing.machine import named_machine

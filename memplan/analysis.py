@@ -11,11 +11,12 @@ from memplan.memory import price
 from memplan.memory.accounting import ACCOUNTINGS, account
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import METHODS, Method, method_named
+from memplan.methods.method import RUNNERS
 from memplan.planner.records import Budget
 from memplan.planner.terms import terms_of
 from memplan.planning import Request, planned_for
 from memplan.results import Analysis, MethodFootprint, Planned
-from memplan.setting import RUNNERS, budget_in_bytes, implementation_of, setting_of
+from memplan.setting import budget_in_bytes, implementation_of, setting_of
 from memplan.steps import Steps
 from memplan.subject import Subject, subject_of
 from memplan.units import format_bytes

@@ -11,7 +11,8 @@ from memplan.analysis import runners_of
 from memplan.errors import UsageError, did_you_mean, known
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import METHODS
-from memplan.setting import RUNNERS, budget_in_bytes
+from memplan.methods.method import RUNNERS
+from memplan.setting import budget_in_bytes
 from memplan.shapes import format_shape, parse_shape
 from memplan.sources import DTYPES
 from memplan.subject import AMP_DTYPES

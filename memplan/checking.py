@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memplan.analysis import runners_of
 from memplan.errors import AnalysisError, UsageError, known
 from memplan.gate.consistency import check_consistent
 from memplan.gate.growth import Growth, growth_bytes, parse_growth
 from memplan.gate.judge import judged, unanalysed
-from memplan.gate.records import INSTRUCTION_SET, THREADS, Check, LayerPart, Limits, Reading, Verdict
-from memplan.memory import Implementation, price
-from memplan.memory.estimate import lower_estimate, upper_estimate
+from memplan.gate.records import INSTRUCTION_SET, THREADS, Check, Limits, Reading, Verdict
 from memplan.memory.optimizers import optimizer_rule
-from memplan.memory.parts import MEASURANDS, Measurand, Parts, parts_of
+from memplan.memory.parts import MEASURANDS, Measurand
 from memplan.methods import Plan, method_named
+from memplan.methods.method import RUNNERS
+from memplan.reading import reading_of
 from memplan.remedies import remedies_for
-from memplan.setting import RUNNERS, budget_in_bytes, implementation_of, setting_of
-from memplan.shapes import format_shape
-from memplan.steps import RunnerStep, Steps
+from memplan.setting import budget_in_bytes
+from memplan.steps import Steps
 from memplan.subject import Subject, subject_of
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from memplan.graph.step_graph import StepGraph
-    from memplan.memory import Footprint
 
 
 def check(
@@ -146,39 +141,6 @@ def plan_for(check: Check) -> Plan | None:
     return read_plan(Path(check.plan))[0]
 
 
-def reading_of(steps: Steps, check: Check, plan: Plan | None = None) -> Reading:
-    """Return what the step of a check needs, with ``plan`` in the place of its method.
-
-    Raises:
-        UsageError, AnalysisError: a combination that does not work, or the step cannot be recorded.
-    """
-    how = implementation_of(check.foreach, steps.model.device.type)
-    ran, runner, label = _ran(steps, check, plan, how)
-    footprint = price(ran.step, check.optimizer, ran.implementation)
-    parts = parts_of(ran.step, footprint, check.of, ran.implementation)
-    # The first step, before the optimizer has state, needs less but for updates that meet the last activations.
-    first = max(0, footprint.first_step_peak_bytes - footprint.peak_bytes) if check.of == "peak" else 0
-    predicted = parts.bytes + first
-    setting = setting_of(steps.subject, steps, check.optimizer, ran.implementation)
-    return Reading(
-        of=check.of,
-        bytes=upper_estimate(predicted, check.of),
-        predicted_bytes=predicted,
-        lower_bytes=lower_estimate(predicted, check.of),
-        where=_where(ran.step, footprint, parts),
-        model=setting.model,
-        inputs=setting.inputs,
-        dtype=setting.dtype if setting.amp is None else f"{setting.dtype}, autocast {setting.amp}",
-        method=label,
-        runner=runner,
-        optimizer=f"{setting.optimizer} ({setting.implementation})",
-        machine=setting.machine,
-        rest_bytes=parts.rest + first,
-        layers=tuple(_layers(ran.step, footprint, parts)),
-        unpriced=footprint.unpriced,
-    )
-
-
 def with_remedies(
     verdict: Verdict, steps: Steps, *, suggest: bool = True, progress: Callable[[str], None] = lambda _: None
 ) -> Verdict:
@@ -189,54 +151,6 @@ def with_remedies(
         return verdict
     progress(f"looking for ways back: {verdict.check.name}")
     return replace(verdict, remedies=remedies_for(steps, verdict.check, limit))
-
-
-def _ran(steps: Steps, check: Check, plan: Plan | None, how: Implementation) -> tuple[RunnerStep, str, str]:
-    if plan is not None:
-        step = RunnerStep(steps.run(plan), "in-backward" if plan.fused_update else how, plan)
-        return step, "memplan", f"plan {plan.label}"
-    method = method_named(check.method)
-    blocks = steps.settled_k(method, check.k)
-    runner = runners_of(method, check.runner, check.treatments)[0]
-    step = steps.by_runner(
-        runner, method, blocks, treatments=check.treatments, optimizer=check.optimizer, implementation=how
-    )
-    return step, runner, method.name if blocks is None else f"{method.name} k={blocks}"
-
-
-def _where(graph: StepGraph, footprint: Footprint, parts: Parts) -> str:
-    """Return the moment at which the quantity is largest, in words."""
-    if parts.moment is None:
-        return "end of the forward"
-    if parts.moment >= len(graph.ops):
-        return "optimizer.step"
-    op = graph.ops[parts.moment]
-    layer = graph.layers[op.layer].path
-    name = op.name.split(".")[1] if op.name.count(".") else op.name
-    return f"{footprint.timeline.phases[parts.moment]} of {layer or 'the model itself'}, {name}"
-
-
-def _layers(graph: StepGraph, footprint: Footprint, parts: Parts) -> Iterator[LayerPart]:
-    """Yield the layers that have bytes of any kind, in the model's order."""
-    outputs = {op.layer: op.outputs for op in graph.ops if op.phase == "forward"}
-    trained = {parameter.layer for parameter in graph.parameters if parameter.trains}
-    index_of = {layer.path: layer.index for layer in graph.layers}
-    own = {index_of[layer.path]: layer for layer in footprint.layers}
-    for index in sorted({*own, *parts.layers}):
-        layer, bytes_of = graph.layers[index], own.get(index)
-        shape = next((view.shape for view in outputs.get(index, ()) if view is not None), ())
-        yield LayerPart(
-            layer=layer.path,
-            type=layer.type,
-            output=format_shape(shape) if shape else "",
-            trains=index in trained,
-            bytes=parts.layers.get(index, 0),
-            saved_bytes=0 if bytes_of is None else bytes_of.saved_bytes,
-            temp_bytes=0 if bytes_of is None else bytes_of.temp_bytes,
-            held_bytes=0
-            if bytes_of is None
-            else bytes_of.parameter_bytes + bytes_of.gradient_bytes + bytes_of.state_bytes,
-        )
 
 
 def _growth(text: str | None) -> Growth | None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from memplan import __version__
-from memplan.checking import plan_for, reading_of, subject_for, with_remedies
+from memplan.checking import plan_for, subject_for, with_remedies
 from memplan.errors import MemplanError
 from memplan.gate.baseline import Baseline, read_baseline, write_baseline
 from memplan.gate.config import Configuration
 from memplan.gate.judge import judged, unanalysed
 from memplan.gate.records import Check, GateResult, Reading, Verdict
+from memplan.reading import reading_of
 from memplan.steps import Steps
 from memplan.workers import Died, run_all
 

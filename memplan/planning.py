@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from memplan.errors import BudgetError, UsageError, known
 from memplan.flags import planned_by_flags
 from memplan.memory.optimizers import optimizer_rule
+from memplan.methods.method import RUNNERS
 from memplan.planner.costs import Quantity
 from memplan.planner.options import FEW_PRICES, PRICES
 from memplan.planner.pruning import PruningSteps, prunable
@@ -20,7 +21,7 @@ from memplan.planner.terms import Terms, flops_limit, terms_of
 from memplan.reasons import not_enough, savings_of, segments_of, upgrades_of
 from memplan.rehearsal import Rehearsal
 from memplan.results import Planned, SearchReport
-from memplan.setting import RUNNERS, budget_in_bytes, implementation_of, setting_of
+from memplan.setting import budget_in_bytes, implementation_of, setting_of
 from memplan.steps import Steps
 from memplan.subject import Subject, first_batch, subject_of
 

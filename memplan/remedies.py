@@ -11,17 +11,16 @@ from typing import Final
 from memplan.analysis import runners_of
 from memplan.errors import MemplanError
 from memplan.gate.records import Check, Remedy
-from memplan.memory import price
 from memplan.memory.estimate import UPPER_SHARE, upper_estimate
-from memplan.memory.parts import Measurand, parts_of
+from memplan.memory.parts import Measurand
 from memplan.methods import method_named
 from memplan.methods.plan import Gradients
 from memplan.planner.costs import Quantity
 from memplan.planner.records import Budget
 from memplan.planner.terms import terms_of
 from memplan.planning import Request, planned_for
+from memplan.reading import priced
 from memplan.reports.sizes import count
-from memplan.setting import implementation_of
 from memplan.shapes import format_shape
 from memplan.steps import Steps
 from memplan.subject import first_batch, subject_of
@@ -94,7 +93,7 @@ def _by_plan(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
         what = "train all of it by a plan"
     else:
         what = f"train the last {count(depth, 'block')} of {blocks} and the head" if depth else "train the head alone"
-    less = max(0, _trained_blocks(check, blocks) - depth)
+    less = max(0, _trained_blocks(steps, check) - depth)
     asked = f"--budget {budget}B{_of(quantity)}{_words(replace(check, k=None, treatments=()))}"
     command = f"memplan plan {shlex.quote(check.model)} {asked} --out plan.json"
     flops = planned.footprint.flops_forward + planned.footprint.flops_backward
@@ -150,34 +149,24 @@ def _smallest(size_at: Callable[[int], int], batch: int) -> tuple[int, int]:
 
 def _size(steps: Steps, check: Check) -> tuple[int, int, Gradients]:
     """Return the upper estimate of a check's quantity, the step's FLOPs, and whether its gradients are exact."""
-    method = method_named(check.method)
-    how = implementation_of(check.foreach, steps.model.device.type)
-    runner = _runner(check)
-    ran = steps.by_runner(
-        runner,
-        method,
-        steps.settled_k(method, check.k),
-        treatments=check.treatments if runner == "memplan" else (),
-        optimizer=check.optimizer,
-        implementation=how,
-    )
-    footprint = price(ran.step, check.optimizer, ran.implementation)
-    parts = parts_of(ran.step, footprint, check.of, ran.implementation)
-    gradients: Gradients = "exact" if ran.plan is None else ran.plan.gradients
+    step = priced(steps, check)
+    plan, footprint = step.ran.plan, step.footprint
+    gradients: Gradients = "exact" if plan is None else plan.gradients
     flops = footprint.flops_forward + footprint.flops_backward
-    return upper_estimate(parts.bytes, check.of), flops, gradients
+    return upper_estimate(step.predicted_bytes, check.of), flops, gradients
 
 
 def _runner(check: Check) -> str:
     return runners_of(method_named(check.method), check.runner, check.treatments)[0]
 
 
-def _trained_blocks(check: Check, blocks: int) -> int:
+def _trained_blocks(steps: Steps, check: Check) -> int:
     """Return how many blocks a check trains, all but where its method takes a k or is ``last``."""
     method = method_named(check.method)
-    if method.needs_k:
-        return min(blocks, 5 if check.k is None else check.k)
-    return 0 if method.name == "last" else blocks
+    settled = steps.settled_k(method, check.k)
+    if settled is not None:
+        return settled
+    return 0 if method.name == "last" else len(steps.blocks)
 
 
 def _of(quantity: Quantity) -> str:

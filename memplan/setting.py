@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from memplan.errors import UsageError
 from memplan.memory import Implementation
 from memplan.results import Setting
 from memplan.steps import Steps
 from memplan.subject import Subject, first_batch, shapes
 from memplan.units import parse_bytes
-
-#: Who runs the step: PyTorch as it is, or what ``memplan.apply`` gives.
-RUNNERS: Final = ("stock", "memplan")
 
 
 def implementation_of(foreach: bool | None, device: str) -> Implementation:

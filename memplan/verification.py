@@ -11,10 +11,11 @@ from memplan.errors import AnalysisError, UsageError, known
 from memplan.memory import Footprint, Implementation, price
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import Plan, method_named
+from memplan.methods.method import RUNNERS
 from memplan.planner.costs import Quantity, quantity_of
 from memplan.planner.records import Budget
 from memplan.results import MeasuredStep, Verification
-from memplan.setting import RUNNERS, budget_in_bytes, implementation_of, setting_of
+from memplan.setting import budget_in_bytes, implementation_of, setting_of
 from memplan.steps import RunnerStep, Steps, choose_trained
 from memplan.subject import AMP_DTYPES, subject_of
 

@@ -12,7 +12,7 @@ import click
 
 from memplan import __version__
 from memplan.cli.files import check_not_read, file_options, take_files
-from memplan.cli.options import Named, Whole, method_names, optimizer_names, with_options
+from memplan.cli.options import DEBUG_OPTION, Named, Whole, method_names, optimizer_names, runner_names, with_options
 from memplan.cli.output import check_output, print_report, progress_bar, quiet, write_stdout, write_text
 from memplan.errors import UsageError, did_you_mean
 
@@ -47,7 +47,7 @@ _OVERRIDES: Final = (
     _over("--batch-size", "batch-size", type=Whole(), help="Samples in a batch."),
     _over("--method", "method", type=Named("method", method_names), help="What trains."),
     _over("--k", "k", type=Whole(), help="Blocks that train, for methods that take it."),
-    _over("--runner", "runner", type=Named("runner", lambda: ("stock", "memplan")), help="Who runs the step."),
+    _over("--runner", "runner", type=Named("runner", runner_names), help="Who runs the step."),
     _over("--optimizer", "optimizer", type=Named("optimizer", optimizer_names), help="Who updates."),
     _over("--strict/--no-strict", "strict", default=None, help="Fail where anything could not be priced."),
     _over("--threads", "threads", type=Whole(), help="Of the machine that steps are priced for."),
@@ -74,7 +74,7 @@ _OVERRIDES: Final = (
 @click.option("--suggest/--no-suggest", default=True, help="Look for ways back under a limit.  [default: suggest]")
 @click.option("--warn-only", is_flag=True, help="Tell limits that fail as warnings, and exit with 0.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever fails.")
-@click.option("--debug", is_flag=True, help="Show tracebacks and the libraries' warnings.")
+@with_options((DEBUG_OPTION,))
 @click.pass_obj
 def gate(
     switches: dict[str, bool],
@@ -85,7 +85,6 @@ def gate(
     outs: tuple[str, ...],
     baseline_ref: str | None,
     update_baseline: bool,
-    debug: bool,
     **options: Any,
 ) -> int:
     """Hold a project's checks to their memory limits.
@@ -95,7 +94,6 @@ def gate(
     comes before the environment (MEMPLAN_MAX_GROWTH and so on), that before the file. Exits with 0 when all hold, 1
     when a check fails, 2 when the configuration is wrong, 3 when a model cannot be analysed.
     """
-    switches["debug"] = switches["debug"] or debug
     files = _files(outs, take_files(options))
     over = {name: options.pop(name) for name in list(options) if name.startswith("over_")}
     overrides = {

@@ -83,6 +83,13 @@ class Named(StrType):
         raise UsageError(f"no {self.name} {value!r}{hint}")
 
 
+def runner_names() -> Iterable[str]:
+    """Return who can run a step."""
+    from memplan.methods.method import RUNNERS
+
+    return RUNNERS
+
+
 def dtype_names() -> Iterable[str]:
     """Return the names of dtypes."""
     from memplan.sources import DTYPES
@@ -127,6 +134,14 @@ def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.obj["debug"] = ctx.obj["debug"] or value
 
 
+DEBUG_OPTION: Final = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Show tracebacks and the libraries' warnings.",
+)
 _MODEL: Final = click.argument("model")
 _ABOUT_MODEL: Final = (
     click.option("--input", "input_shape", metavar="SHAPE", help="Input without the batch, such as 3x224x224 or 64."),
@@ -138,14 +153,7 @@ _ABOUT_MODEL: Final = (
         "--amp", type=Named("autocast dtype", lambda: ("bf16", "fp16")), help="Run forward and loss under autocast."
     ),
     click.option("--loss", metavar="SPEC", help="Function of the output: module:attr or file.py:attr."),
-    click.option(
-        "--debug",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_set_debug,
-        help="Show tracebacks and the libraries' warnings.",
-    ),
+    DEBUG_OPTION,
 )
 MODEL_OPTIONS: Final = (
     _MODEL,
@@ -233,7 +241,7 @@ METHOD_OPTION: Final = click.option(
 K_OPTION: Final = click.option("--k", type=Whole(), help="Blocks that train, from the output.  [default: 5]")
 RUNNER_OPTION: Final = click.option(
     "--runner",
-    type=Named("runner", lambda: ("stock", "memplan")),
+    type=Named("runner", runner_names),
     help="PyTorch with requires_grad alone, or what memplan apply gives.  [default: stock where it can]",
 )
 TREATMENT_OPTION: Final = click.option(

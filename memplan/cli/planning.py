@@ -22,6 +22,7 @@ from memplan.cli.options import (
     Whole,
     calibration_from,
     check_importance,
+    runner_names,
     subject_options,
     with_options,
 )
@@ -70,7 +71,7 @@ TERMS: Final = (
 )
 @click.option(
     "--runner",
-    type=Named("runner", lambda: ("stock", "memplan")),
+    type=Named("runner", runner_names),
     default="memplan",
     show_default=True,
     help="Who runs the step: PyTorch with requires_grad alone, or what memplan apply gives.",

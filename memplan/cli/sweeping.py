@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from memplan.cli.border import INTERRUPTED
-from memplan.cli.options import Named, Whole, dtype_names, with_options
+from memplan.cli.options import DEBUG_OPTION, Named, Whole, dtype_names, runner_names, with_options
 from memplan.cli.output import print_report, progress_bar, quiet
 from memplan.errors import UsageError
 
@@ -39,7 +39,7 @@ _ASKED: Final = (
     _several("--budgets", "SIZE,...", "A row for each, which says whether the peak fits."),
     click.option(
         "--runner",
-        type=Named("runner", lambda: ("stock", "memplan", "both")),
+        type=Named("runner", lambda: (*runner_names(), "both")),
         help="Who runs the step.  [default: stock where it can]",
     ),
     click.option("--optimizers", "--optimizer", metavar="NAME,...", multiple=True, help="Who updates.  [default: sgd]"),
@@ -58,7 +58,7 @@ _RUN: Final = (
         "--backend", type=Named("backend", _backends), default="loky", show_default=True, help="Where they are."
     ),
     click.option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster, such as tcp://10.0.0.1:8786."),
-    click.option("--debug", is_flag=True, help="Show tracebacks and the libraries' warnings."),
+    DEBUG_OPTION,
 )
 
 
@@ -71,7 +71,6 @@ def sweep(
     /,
     out: str | None,
     jobs: int | None,
-    debug: bool,
     **options: Any,
 ) -> int:
     """Analyse every combination of models and settings, a row for each.
@@ -79,7 +78,6 @@ def sweep(
     Rows are in FILE as soon as they are made; the same command goes on where an interrupted one stopped. Exits with 0
     when all rows could be analysed, 3 when some say why not, 130 when interrupted.
     """
-    switches["debug"] = switches["debug"] or debug
     if out is None:
         raise UsageError("no --out is given; write for example --out rows.jsonl")
     if jobs is not None and options["backend"] == "dask":

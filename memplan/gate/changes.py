@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Final
 
-from memplan.gate.records import Change, LayerPart, Reading
+from memplan.gate.records import Change, LayerPart, Reading, layer_name
 
 #: What may be said of a layer only because another one changed.
 _FOLLOWING: Final = frozenset({"keeps more", "keeps less"})
@@ -131,7 +131,7 @@ def _words(before: LayerPart | None, after: LayerPart | None) -> Iterator[str]:
         yield "gone"
     else:
         if before.layer != after.layer:
-            yield f"was {before.layer or 'the model itself'}"
+            yield f"was {layer_name(before.layer)}"
         if before.type != after.type:
             yield f"{before.type} -> {after.type}"
         if before.output != after.output:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from memplan.gate.changes import changes_between, differences_between, first_change
-from memplan.gate.records import Change, Check, Failure, Limits, Reading, Verdict
+from memplan.gate.records import Change, Check, Failure, Limits, Reading, Verdict, layer_name
 from memplan.memory.parts import Measurand
 from memplan.reports.sizes import size
 
@@ -86,7 +86,9 @@ def _failures(verdict: Verdict, limits: Limits, require_baseline: bool) -> Itera
     budget = limits.budget_bytes
     if budget is not None and reading.bytes > budget:
         largest = max(reading.layers, key=lambda part: part.bytes, default=None)
-        blame = "" if largest is None else f"; the largest part, {size(largest.bytes)}, is of {_name(largest.layer)}"
+        blame = (
+            "" if largest is None else f"; the largest part, {size(largest.bytes)}, is of {layer_name(largest.layer)}"
+        )
         already = (
             f"; the baseline's {size(baseline.bytes)} are above it already"
             if baseline is not None and baseline.bytes > budget
@@ -116,7 +118,7 @@ def _blame(verdict: Verdict) -> str:
     grown = next((change for change in verdict.changes if change.growth_bytes > 0), None)
     if grown is None:
         return ""
-    blame = f"; {_name(grown.layer)} grew most: +{size(grown.growth_bytes)}{_told(grown)}"
+    blame = f"; {layer_name(grown.layer)} grew most: +{size(grown.growth_bytes)}{_told(grown)}"
     if verdict.differences:
         return f"{blame}; what is asked differs: {'; '.join(verdict.differences)}"
     assert verdict.baseline is not None
@@ -124,7 +126,7 @@ def _blame(verdict: Verdict) -> str:
     first = first_change(verdict.changes, verdict.baseline, verdict.reading)
     if first is None or first.layer == grown.layer:
         return blame
-    return f"{blame}; the first that differs is {_name(first.layer)}{_told(first)}"
+    return f"{blame}; the first that differs is {layer_name(first.layer)}{_told(first)}"
 
 
 def _told(change: Change) -> str:
@@ -140,7 +142,3 @@ def _notes(verdict: Verdict, *, missing: bool) -> Iterator[str]:
         yield f"{check.name}: not priced: {'; '.join(reading.unpriced)}"
     if check.limits.budget_bytes is None and check.limits.max_growth is None:
         yield f"{check.name}: no limit is given; add a budget or max-growth"
-
-
-def _name(layer: str) -> str:
-    return layer or "the model itself"

@@ -14,10 +14,9 @@ from memplan.graph.records import INSTRUCTION_SETS
 from memplan.memory import OPTIMIZERS
 from memplan.memory.parts import MEASURANDS
 from memplan.methods import METHODS
+from memplan.methods.method import RUNNERS
 from memplan.shapes import parse_shape
 from memplan.units import parse_bytes
-
-RUNNERS: Final = ("stock", "memplan")
 
 
 def _text(value: Any) -> str:

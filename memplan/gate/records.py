@@ -107,6 +107,11 @@ class Reading:
     unpriced: tuple[str, ...] = ()
 
 
+def layer_name(path: str) -> str:
+    """Return how a layer is called in sentences; the outermost has no path."""
+    return path or "the model itself"
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """How one layer's part changed since the baseline; ``None`` bytes are those of a layer that was not there.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from memplan.graph.records import Layer, Parameter
 from memplan.methods.plan import Gradients, Plan
 from memplan.methods.structure import Structure
+
+#: Who runs the step: PyTorch as it is, or what ``memplan.apply`` gives.
+RUNNERS: Final = ("stock", "memplan")
 
 
 @dataclass(frozen=True, slots=True)

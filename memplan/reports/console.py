@@ -263,7 +263,7 @@ def place(peak: Peak) -> str:
     """Return where in the step a peak is, in words."""
     if peak.phase == "optimizer":
         return "the optimizer's update"
-    return f"{peak.phase} of {peak.layer or '(model)'}, {_short(peak.op)}"
+    return f"{peak.phase} of {peak.layer or '(model)'}, {short_op(peak.op)}"
 
 
 def alive(peak: Peak, unit: str) -> str:
@@ -293,7 +293,7 @@ def at_peak(footprint: Footprint) -> list[AliveStorage]:
 def made_by(storage: AliveStorage) -> str:
     """Return who made a storage, in words: a layer and its op, or the parameter that it is."""
     owner = storage.layer or ("(model)" if storage.op else "the model's input")
-    return f"{owner}, {_short(storage.op)}" if storage.op else owner
+    return f"{owner}, {short_op(storage.op)}" if storage.op else owner
 
 
 def _remarks(word: str, sentences: Iterable[str]) -> Iterator[RenderableType]:
@@ -311,6 +311,6 @@ def _paragraph(text: str, *, indent: int = 0, style: str = "") -> Paragraph:
     return Paragraph(Text(text, style=style), indent)
 
 
-def _short(op: str) -> str:
+def short_op(op: str) -> str:
     """Return an operator's name as people say it: ``aten.convolution.default`` is ``convolution``."""
     return op.removeprefix("aten.").removesuffix(".default")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from memplan.gate.records import Failure, GateResult, Reading, Verdict
+from memplan.gate.records import layer_name as called
 from memplan.reports.sizes import count, size
 from memplan.tables import plain
 
@@ -37,7 +38,7 @@ class PartRow:
 
 def layer_name(path: str) -> str:
     """Return how a layer is called; the outermost has no path."""
-    return plain(path) or "the model itself"
+    return called(plain(path))
 
 
 def word_of(verdict: Verdict, result: GateResult) -> str:

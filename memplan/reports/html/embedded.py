@@ -13,6 +13,7 @@ from memplan.graph.step_graph import StepGraph
 from memplan.memory import Footprint, Implementation, LayerFootprint
 from memplan.memory.lifetimes import Allocation, Moment, allocations, moments
 from memplan.methods import Plan
+from memplan.reports.console import short_op
 from memplan.reports.html.network import NOWHERE, STATES, LayerState, Network, layer_states, network_of
 from memplan.reports.network import layer_network
 from memplan.reports.sizes import unit_for
@@ -100,11 +101,6 @@ def to_script(data: dict[str, Any]) -> str:
     '{"layer":"\\\\u003c/script\\\\u003e"}'
     """
     return json.dumps(data, separators=(",", ":")).translate(_ESCAPES)
-
-
-def short_op(name: str) -> str:
-    """Return an operator's name as people say it: ``aten.convolution.default`` is ``convolution``."""
-    return name.removeprefix("aten.").removesuffix(".default")
 
 
 def _run(run: Run, states: dict[str, LayerState], network: Network | None, texts: Texts) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pytest
 
 from memplan.memory import LayerFootprint
 from memplan.memory.lifetimes import moments
+from memplan.reports.console import short_op
 from memplan.reports.html import analysis_page, front_page, planned_page, verification_page
-from memplan.reports.html.embedded import short_op
 from memplan.reports.html.page import SCRIPTS, _asset
 from memplan.reports.sizes import size
 from memplan.results import Analysis
