@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import socket
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -15,6 +15,7 @@ from joblib import Parallel, delayed
 from joblib._dask import DaskDistributedBackend
 
 from memplan.errors import AnalysisError, UsageError
+from memplan.processes import Died, Worker, outcome_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +26,11 @@ _PACKAGES: Final = {"dask": "distributed", "ray": "ray"}
 #: How long a scheduler may take to answer.
 TIMEOUT_SECONDS: Final = 5
 
-_ONE_AT_A_TIME: Final = threading.Lock()
+#: How long a process that has run a task waits on a cluster's machine for another one.
+IDLE_SECONDS: Final = 60.0
+
+#: Where a cluster's worker runs tasks: workers of ours that wait, by their threads.
+_WAITING: Final[dict[int, list[Worker]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Cluster:
 
     def run(
         self, function: Callable[[T], R], tasks: Sequence[T], chosen: Sequence[int]
-    ) -> Iterator[tuple[int, R | Lost]]:
+    ) -> Iterator[tuple[int, R | Died | Lost]]:
         """Yield the index and the outcome of each chosen task, as it finishes."""
         if not chosen:
             return
@@ -175,13 +180,24 @@ def _index(batch: Any) -> int:
     return int(index)
 
 
-def _outcome(function: Callable[[T], R], index: int, task: T, threads: int) -> tuple[int, R]:
-    """Return the index and the outcome of one task, on a worker.
+def _outcome(function: Callable[[T], R], index: int, task: T, threads: int) -> tuple[int, R | Died]:
+    """Return the index and the outcome of one task, on a cluster's worker, which runs it in a process beside it.
 
-    Dask and Ray give a worker's libraries one thread; a worker with several tasks at once would mix their settings.
+    Dask samples the frames of its workers' threads for a profile, and a frame that is held keeps the tensors of its
+    call alive for longer than a step does. A worker with several tasks at once would mix what models set for the whole
+    process, and its libraries are given one thread.
     """
-    import torch
-
-    with _ONE_AT_A_TIME:
-        torch.set_num_threads(threads)
-        return index, function(task)
+    # multiprocessing lets a daemon, as Dask's workers are, start nothing: what we start ends with it by itself.
+    multiprocessing.current_process().daemon = False
+    waiting = _WAITING.setdefault(threads, [])
+    worker = waiting.pop() if waiting else Worker(threads, IDLE_SECONDS)
+    try:
+        outcome = outcome_of(worker.start(function, task))
+    except Exception:
+        worker.stop()
+        raise
+    if isinstance(outcome, Died):
+        worker.stop()
+    else:
+        waiting.append(worker)
+    return index, outcome

@@ -14,9 +14,10 @@ from memplan.gate.baseline import Baseline, read_baseline, write_baseline
 from memplan.gate.config import Configuration
 from memplan.gate.judge import judged, unanalysed
 from memplan.gate.records import Check, GateResult, Reading, Verdict
+from memplan.processes import Died
 from memplan.reading import reading_of
 from memplan.steps import Steps
-from memplan.workers import Died, run_all
+from memplan.workers import run_all
 
 _UPDATE: Final = "write it with memplan gate --update-baseline"
 

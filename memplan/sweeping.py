@@ -19,12 +19,13 @@ from memplan.methods import METHODS, Plan
 from memplan.planner.records import Budget
 from memplan.planner.terms import terms_of
 from memplan.planning import Request, planned_for
+from memplan.processes import Died
 from memplan.reports.row_files import Row, RowFile, Value, check_row_file
 from memplan.setting import implementation_of, setting_of
 from memplan.shapes import parse_shape
 from memplan.steps import Steps
 from memplan.subject import subject_of
-from memplan.workers import Died, check_backend, run_all
+from memplan.workers import check_backend, run_all
 
 #: The columns of a row: what was asked, then what was found. Where ``error`` says why not, what was found is missing.
 COLUMNS: Final[dict[str, type]] = {

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from memplan.errors import UsageError, known
+from memplan.processes import Died, Worker, outcome_of
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
-
     from memplan.clusters import Cluster
 
 T = TypeVar("T")
@@ -24,17 +17,6 @@ R = TypeVar("R")
 
 #: Where workers are: processes of this machine, or those of a cluster.
 BACKENDS: Final = ("loky", "dask", "ray")
-
-_ORPHAN_SECONDS: Final = 1.0
-_SIGNAL: Final = re.compile(r"(SIG[A-Z0-9]+)\(-\d+\)")
-_EXIT: Final = re.compile(r"EXIT\((\d+)\)")
-
-
-@dataclass(frozen=True, slots=True)
-class Died:
-    """The outcome of a task whose worker process died, and why, in one line."""
-
-    reason: str
 
 
 def run_all(
@@ -114,79 +96,28 @@ def _there(cluster: Cluster, function: Callable[[T], R], tasks: Sequence[T]) -> 
 
 
 def _here(function: Callable[[T], R], tasks: Sequence[T], jobs: int) -> Iterator[tuple[int, R | Died]]:
-    """Yield outcomes from processes of this machine.
-
-    Each worker is a pool of its own, for a pool in which one worker dies loses the tasks of all.
-    """
-    from joblib.externals.loky import FIRST_COMPLETED, wait
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
+    """Yield outcomes from processes of this machine."""
     waiting = iter(enumerate(tasks))
-    running: dict[Future[R], tuple[int, Executor]] = {}
+    running: dict[Future[R], tuple[int, Worker]] = {}
 
-    def start(pool: Executor) -> None:
+    def start(worker: Worker) -> None:
         for index, task in waiting:
-            running[pool.submit(function, task)] = index, pool
+            running[worker.start(function, task)] = index, worker
             return
-        _stop(pool)
+        worker.stop()
 
     try:
         for _ in range(min(jobs, len(tasks))):
-            start(_pool())
+            start(Worker())
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                index, pool = running.pop(future)
-                error = future.exception()
-                if isinstance(error, TerminatedWorkerError):
-                    _stop(pool)
-                    start(_pool())
-                    yield index, Died(_death(str(error)))
-                else:
-                    start(pool)
-                    yield index, future.result()
+                index, worker = running.pop(future)
+                outcome = outcome_of(future)
+                if isinstance(outcome, Died):
+                    worker.stop()
+                    worker = Worker()
+                start(worker)
+                yield index, outcome
     finally:
-        for _, pool in running.values():
-            _stop(pool)
-
-
-def _pool() -> Executor:
-    """Return a pool of one process, which is started when it has a task.
-
-    The libraries of a new process use as many threads as this one's did at first; torch may have been told another
-    number since.
-    """
-    from joblib.externals.loky import ProcessPoolExecutor
-
-    torch = sys.modules.get("torch")
-    threads = None if torch is None else torch.get_num_threads()
-    pool: Executor = ProcessPoolExecutor(1, initializer=_settle, initargs=(os.getpid(), threads))
-    return pool
-
-
-def _stop(pool: Any) -> None:
-    pool.shutdown(kill_workers=True)
-
-
-def _settle(parent: int, threads: int | None) -> None:
-    """Make this worker leave interrupts to its parent, end when the parent is gone, and use as many threads."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def _end_with(parent: int) -> NoReturn:
-    while os.getppid() == parent:
-        time.sleep(_ORPHAN_SECONDS)
-    os._exit(1)
-
-
-def _death(text: str) -> str:
-    """Return why a worker died, given what joblib says of it."""
-    if killed := _SIGNAL.search(text):
-        why = f"was killed by {killed[1]}"
-        return f"the worker process {why}; out of memory?" if killed[1] == "SIGKILL" else f"the worker process {why}"
-    left = _EXIT.search(text)
-    return f"the worker process exited with {left[1]}" if left else "the worker process died"
+        for _, worker in running.values():
+            worker.stop()

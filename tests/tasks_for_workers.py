@@ -5,6 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
 
 
 def square(number: int) -> int:
@@ -21,6 +37,9 @@ def logged(task: tuple[str, int, str]) -> int:
         os._exit(9)
     if end == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if end == "kill parent":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
     return number
 
 
@@ -33,6 +52,11 @@ def raising(number: int) -> int:
 def process(_: int) -> int:
     time.sleep(0.05)
     return os.getpid()
+
+
+def process_and_parent(_: int) -> tuple[int, int]:
+    time.sleep(0.1)
+    return os.getpid(), os.getppid()
 
 
 def threads(_: int) -> int:

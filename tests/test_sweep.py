@@ -19,9 +19,9 @@ from memplan.cases import Case, cases_for
 from memplan.cli.border import Commands
 from memplan.cli.sweeping import sweep as command
 from memplan.errors import UsageError
+from memplan.processes import Died
 from memplan.reports.row_files import Row, RowFile
 from memplan.sweeping import COLUMNS, sweep, tasks_of
-from memplan.workers import Died
 
 MODELS = Path(__file__).parent / "models_for_cli.py"
 NET, CONVOLUTIONS, FAILS, EXITS = (f"{MODELS}:{name}" for name in ("net", "convolutions", "fails", "exits"))

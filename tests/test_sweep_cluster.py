@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from click.testing import CliRunner
 from memplan.cli.border import Commands
 from memplan.cli.sweeping import sweep as command
 from memplan.errors import AnalysisError, UsageError
+from memplan.processes import Died
 from memplan.reports.row_files import Row, RowFile
 from memplan.sweeping import COLUMNS, sweep
-from memplan.workers import Died, run_all
-from tests.tasks_for_workers import logged, process, raising, threads
+from memplan.workers import run_all
+from tests.tasks_for_workers import is_running, logged, process, process_and_parent, raising, threads, until
 
 distributed = pytest.importorskip("distributed")
 
@@ -47,13 +49,6 @@ def dask(folder: Path, *words: str, **more: str) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
         )
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +120,41 @@ def test_what_the_function_raises_is_raised(scheduler: str) -> None:
 def test_a_death_costs_its_own_task(scheduler: str, tmp_path: Path) -> None:
     tasks = [(str(tmp_path / "log"), number, "exit" if number == 3 else "") for number in range(8)]
     outcomes = dict(run_all(logged, tasks, backend="dask", scheduler=scheduler))
+    died = Died("the worker process exited with 9")
+    assert outcomes == {number: died if number == 3 else number for number in range(8)}
+
+
+def test_a_death_of_the_cluster_s_own_worker_costs_its_own_task(scheduler: str, tmp_path: Path) -> None:
+    tasks = [(str(tmp_path / "log"), number, "kill parent" if number == 3 else "") for number in range(8)]
+    outcomes = dict(run_all(logged, tasks, backend="dask", scheduler=scheduler))
     died = Died("the Dask worker process died; out of memory?")
     assert outcomes == {number: died if number == 3 else number for number in range(8)}
+
+
+def test_tasks_run_beside_the_cluster_s_own_workers_and_as_many_at_once(scheduler: str) -> None:
+    """Dask holds the frames of its workers' threads, and what they hold lives on: a step is not recorded there."""
+    places = [place for _, place in run_all(process_and_parent, range(24), backend="dask", scheduler=scheduler)]
+    processes, parents = {pid for pid, _ in places}, {parent for _, parent in places}
+    assert len(processes) == 3, "one worker has one thread, the other two"
+    assert len(parents) == 2
+    assert processes.isdisjoint(parents)
+
+
+def test_what_ran_a_task_ends_with_the_cluster_s_worker(tmp_path: Path, port: int) -> None:
+    address = f"tcp://127.0.0.1:{port + 2}"
+    cluster = [dask(tmp_path, "scheduler", "--host", "127.0.0.1", "--port", str(port + 2), "--no-dashboard")]
+    assert until(lambda: answers(port + 2))
+    cluster.append(dask(tmp_path, "worker", address, "--nthreads", "1", "--no-dashboard"))
+    try:
+        ((_, (ran, _)),) = run_all(process_and_parent, [0], backend="dask", scheduler=address)
+        assert is_running(ran)
+        cluster[1].terminate()
+        assert until(lambda: not is_running(ran), 20)
+    finally:
+        for each in cluster:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(each.pid, signal.SIGKILL)
+            each.wait()
 
 
 @pytest.mark.parametrize(
@@ -170,5 +198,5 @@ def test_ray_gives_the_rows_of_this_machine_and_a_death_costs_its_own_task(tmp_p
     assert untimed(rows) == untimed(here)
     tasks = [(str(tmp_path / "log"), number, "exit" if number == 1 else "") for number in range(4)]
     outcomes = dict(run_all(logged, tasks, backend="ray", jobs=2))
-    died = Died("the Ray worker process died; out of memory?")
+    died = Died("the worker process exited with 9")
     assert outcomes == {number: died if number == 1 else number for number in range(4)}

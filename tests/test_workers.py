@@ -8,31 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from memplan.errors import UsageError
-from memplan.workers import Died, run_all
-from tests.tasks_for_workers import logged, logged_then_sleeping, process, raising, square, threads
+from memplan.processes import Died
+from memplan.workers import run_all
+from tests.tasks_for_workers import is_running, logged, logged_then_sleeping, process, raising, square, threads, until
 
 ROOT = Path(__file__).parent.parent
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
 
 
 def pids_in(log: Path) -> list[int]:
