@@ -16,7 +16,7 @@ from memplan.memory.optimizers import optimizer_rule
 from memplan.memory.parts import MEASURANDS, Measurand
 from memplan.methods import Plan, method_named
 from memplan.methods.method import RUNNERS
-from memplan.reading import reading_of
+from memplan.reading import priced, reading_of
 from memplan.remedies import remedies_for
 from memplan.setting import budget_in_bytes
 from memplan.steps import Steps
@@ -108,8 +108,9 @@ def check(
         with named_machine(threads, instruction_set):
             progress(f"recording {about.name}")
             steps = Steps(about)
-            found = reading_of(steps, asked, method if isinstance(method, Plan) else None)
-            return with_remedies(judged(asked, found, before), steps, suggest=suggest, progress=progress)
+            found = priced(steps, asked, method if isinstance(method, Plan) else None)
+            verdict = replace(judged(asked, reading_of(steps, asked, found), before), step=found.step)
+            return with_remedies(verdict, steps, suggest=suggest, progress=progress)
     except AnalysisError as error:
         return unanalysed(asked, str(error), before)
 

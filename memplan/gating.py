@@ -15,7 +15,7 @@ from memplan.gate.config import Configuration
 from memplan.gate.judge import judged, unanalysed
 from memplan.gate.records import Check, GateResult, Reading, Verdict
 from memplan.processes import Died
-from memplan.reading import reading_of
+from memplan.reading import priced, reading_of
 from memplan.steps import Steps
 from memplan.workers import run_all
 
@@ -33,6 +33,7 @@ class _Task:
     require_baseline: bool
     accept_growth: bool
     suggest: bool
+    with_steps: bool
 
 
 def gate(
@@ -41,6 +42,7 @@ def gate(
     update_baseline: bool = False,
     baseline_ref: str | None = None,
     suggest: bool = True,
+    with_steps: bool = False,
     warn_only: bool = False,
     exit_zero: bool = False,
     progress: Callable[[int, int, str], None] = lambda *_: None,
@@ -52,6 +54,7 @@ def gate(
         update_baseline: write what every check needs now as the new baseline; growth fails nothing then.
         baseline_ref: the git revision that the baseline is read from.
         suggest: whether ways back under an exceeded limit are looked for.
+        with_steps: whether verdicts have their steps, and those of the ways back, which pages draw.
         warn_only: whether limits that fail are warnings.
         exit_zero: whether the exit code leaves them out.
         progress: told how many checks are done, of how many, and the last one's name.
@@ -62,7 +65,7 @@ def gate(
     started = time.perf_counter()
     before = read_baseline(configuration.baseline, baseline_ref)
     origin = Baseline(origin=str(configuration.baseline)) if before is None else before
-    tasks = tuple(_tasks(configuration, origin, update_baseline, suggest))
+    tasks = tuple(_tasks(configuration, origin, update_baseline, suggest, with_steps))
     verdicts: dict[str, Verdict] = {}
     for index, outcome in run_all(judge_group, tasks, jobs=configuration.jobs):
         task = tasks[index]
@@ -107,15 +110,16 @@ def _judged(task: _Task, check: Check, baseline: Reading | None, made: dict[str,
         if not made:
             made["steps"] = Steps(subject_for(check))
         steps = made["steps"]
-        reading = reading_of(steps, check, plan_for(check))
+        found = priced(steps, check, plan_for(check))
         verdict = judged(
             check,
-            reading,
+            reading_of(steps, check, found),
             baseline,
             require_baseline=task.require_baseline,
             accept_growth=task.accept_growth,
         )
-        return with_remedies(verdict, steps, suggest=task.suggest)
+        verdict = with_remedies(replace(verdict, step=found.step), steps, suggest=task.suggest)
+        return verdict if task.with_steps else _without_steps(verdict)
     except MemplanError as error:
         return unanalysed(check, f"{check.name}: {error}", baseline)
     except (Exception, SystemExit) as error:
@@ -123,7 +127,14 @@ def _judged(task: _Task, check: Check, baseline: Reading | None, made: dict[str,
         return unanalysed(check, f"{check.name}: {type(error).__name__}: {reason}; correct the model", baseline)
 
 
-def _tasks(configuration: Configuration, baseline: Baseline, update: bool, suggest: bool) -> Iterator[_Task]:
+def _without_steps(verdict: Verdict) -> Verdict:
+    """Return a verdict that is small: it comes from another process, and stands beside many."""
+    return replace(verdict, step=None, remedies=tuple(replace(each, step=None) for each in verdict.remedies))
+
+
+def _tasks(
+    configuration: Configuration, baseline: Baseline, update: bool, suggest: bool, with_steps: bool
+) -> Iterator[_Task]:
     groups: dict[tuple[object, ...], list[Check]] = {}
     for check in configuration.checks:
         groups.setdefault((check.model, check.subject), []).append(check)
@@ -136,6 +147,7 @@ def _tasks(configuration: Configuration, baseline: Baseline, update: bool, sugge
             require_baseline=configuration.require_baseline and not update,
             accept_growth=update,
             suggest=suggest,
+            with_steps=with_steps,
         )
 
 

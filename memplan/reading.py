@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memplan.analysis import runners_of
-from memplan.gate.records import Check, LayerPart, Reading, layer_name
+from memplan.gate.records import Check, LayerPart, PricedStep, Reading, layer_name
 from memplan.graph.step_graph import StepGraph
 from memplan.memory import Footprint, price
 from memplan.memory.estimate import lower_estimate, upper_estimate
@@ -18,13 +18,12 @@ from memplan.steps import RunnerStep, Steps
 
 
 @dataclass(frozen=True, slots=True)
-class PricedStep:
-    """The step of a check, who runs it, how the method is called, and what it needs, by layer."""
+class Priced:
+    """The step of a check, who runs it, how the method is called, and its quantity by layer."""
 
-    ran: RunnerStep
+    step: PricedStep
     runner: str
-    label: str
-    footprint: Footprint
+    method: str
     parts: Parts
     first_bytes: int
 
@@ -34,44 +33,40 @@ class PricedStep:
         return self.parts.bytes + self.first_bytes
 
 
-def priced(steps: Steps, check: Check, plan: Plan | None = None) -> PricedStep:
+def priced(steps: Steps, check: Check, plan: Plan | None = None) -> Priced:
     """Return the step of a check, with ``plan`` in the place of its method, and what it needs.
 
     Raises:
         UsageError, AnalysisError: a combination that does not work, or the step cannot be recorded.
     """
-    ran, runner, label = _ran(steps, check, plan)
+    ran, runner, method = _ran(steps, check, plan)
     footprint = price(ran.step, check.optimizer, ran.implementation)
     parts = parts_of(ran.step, footprint, check.of, ran.implementation)
     # The first step, before the optimizer has state, needs less but for updates that meet the last activations.
     first = max(0, footprint.first_step_peak_bytes - footprint.peak_bytes) if check.of == "peak" else 0
-    return PricedStep(ran, runner, label, footprint, parts, first)
+    step = PricedStep(f"{runner} {method}", ran.step, footprint, ran.implementation, ran.plan)
+    return Priced(step, runner, method, parts, first)
 
 
-def reading_of(steps: Steps, check: Check, plan: Plan | None = None) -> Reading:
-    """Return what the step of a check needs, with ``plan`` in the place of its method.
-
-    Raises:
-        UsageError, AnalysisError: see :func:`priced`.
-    """
-    step = priced(steps, check, plan)
-    ran, predicted = step.ran, step.predicted_bytes
-    setting = setting_of(steps.subject, steps, check.optimizer, ran.implementation)
+def reading_of(steps: Steps, check: Check, priced: Priced) -> Reading:
+    """Return what the step of a check needs, given the step."""
+    step, predicted = priced.step, priced.predicted_bytes
+    setting = setting_of(steps.subject, steps, check.optimizer, step.implementation)
     return Reading(
         of=check.of,
         bytes=upper_estimate(predicted, check.of),
         predicted_bytes=predicted,
         lower_bytes=lower_estimate(predicted, check.of),
-        where=_where(ran.step, step.footprint, step.parts),
+        where=_where(step.graph, step.footprint, priced.parts),
         model=setting.model,
         inputs=setting.inputs,
         dtype=setting.dtype if setting.amp is None else f"{setting.dtype}, autocast {setting.amp}",
-        method=step.label,
-        runner=step.runner,
+        method=priced.method,
+        runner=priced.runner,
         optimizer=f"{setting.optimizer} ({setting.implementation})",
         machine=setting.machine,
-        rest_bytes=step.parts.rest + step.first_bytes,
-        layers=tuple(_layers(ran.step, step.footprint, step.parts)),
+        rest_bytes=priced.parts.rest + priced.first_bytes,
+        layers=tuple(_layers(step.graph, step.footprint, priced.parts)),
         unpriced=step.footprint.unpriced,
     )
 

@@ -10,16 +10,16 @@ from typing import Final
 
 from memplan.analysis import runners_of
 from memplan.errors import MemplanError
-from memplan.gate.records import Check, Remedy
+from memplan.gate.records import Check, PricedStep, Remedy
+from memplan.memory import Footprint
 from memplan.memory.estimate import UPPER_SHARE, upper_estimate
 from memplan.memory.parts import Measurand
 from memplan.methods import method_named
-from memplan.methods.plan import Gradients
 from memplan.planner.costs import Quantity
 from memplan.planner.records import Budget
 from memplan.planner.terms import terms_of
 from memplan.planning import Request, planned_for
-from memplan.reading import priced
+from memplan.reading import Priced, priced
 from memplan.reports.sizes import count
 from memplan.shapes import format_shape
 from memplan.steps import Steps
@@ -68,11 +68,11 @@ def _by_runner(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
         return
     names = [check.method, "lossless"] if check.method == "full" else [check.method]
     for name in names:
-        size, flops, gradients = _size(steps, replace(check, method=name, runner="memplan"))
-        if size <= limit_bytes:
+        found = priced(steps, replace(check, method=name, runner="memplan"))
+        if _size(found, check) <= limit_bytes:
             told = f"apply {name} with memplan: what trains and its gradients stay"
             command = f"memplan apply {shlex.quote(check.model)} --method {name}{_words(check)} --out DIR"
-            yield _Way(Remedy(told, size, gradients, command), (0.0, 0.0, 0.0, float(flops)))
+            yield _Way(_remedy(told, found, check, command), (0.0, 0.0, 0.0, float(_flops(found.step.footprint))))
             return
 
 
@@ -96,10 +96,12 @@ def _by_plan(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
     less = max(0, _trained_blocks(steps, check) - depth)
     asked = f"--budget {budget}B{_of(quantity)}{_words(replace(check, k=None, treatments=()))}"
     command = f"memplan plan {shlex.quote(check.model)} {asked} --out plan.json"
-    flops = planned.footprint.flops_forward + planned.footprint.flops_backward
     told = f"{what}: {', '.join(plan.treatments) or 'flags alone'}"
-    cost = (float(plan.gradients != "exact"), float(less), 0.0, float(flops))
-    yield _Way(Remedy(told, upper_estimate(planned.bytes, check.of), plan.gradients, command), cost)
+    cost = (float(plan.gradients != "exact"), float(less), 0.0, float(_flops(planned.footprint)))
+    assert planned.step is not None
+    label = f"{planned.runner} {plan.label}"
+    step = PricedStep(label, planned.step, planned.footprint, planned.implementation, plan)
+    yield _Way(Remedy(told, upper_estimate(planned.bytes, check.of), plan.gradients, command, step), cost)
 
 
 def _by_batch(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
@@ -109,15 +111,14 @@ def _by_batch(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
     if subject.source is None or batch < 2 or check.plan is not None:
         return
 
-    def size_at(samples: int) -> int:
+    def priced_at(samples: int) -> Priced:
         options = {**dict(check.subject), "batch_size": samples, "loss": subject.loss}
-        return _size(Steps(subject_of(check.model, **options)), check)[0]
+        return priced(Steps(subject_of(check.model, **options)), check)
 
-    most = _size(steps, check)[0]
-    low, least = _smallest(size_at, batch)
-    if least > limit_bytes:
+    low, fitting = _smallest(priced_at, batch)
+    if _size(fitting, check) > limit_bytes:
         return
-    low_bytes, high, high_bytes = least, batch, most
+    low_bytes, high, high_bytes = _size(fitting, check), batch, _size(priced(steps, check), check)
     halve = False
     while high - low > 1:
         # The size is nearly a line in the batch, so that a guess on it is seldom off by more than one; where it has a
@@ -125,35 +126,43 @@ def _by_batch(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
         share = 0.5 if halve else (limit_bytes - low_bytes) / max(high_bytes - low_bytes, 1)
         halve = not halve
         guess = min(max(low + int((high - low) * share), low + 1), high - 1)
-        size = size_at(guess)
+        found = priced_at(guess)
+        size = _size(found, check)
         if size <= limit_bytes:
-            low, low_bytes = guess, size
+            low, low_bytes, fitting = guess, size, found
         else:
             high, high_bytes = guess, size
-    yield _Way(Remedy(f"a batch of {low} instead of {batch}", low_bytes, "exact"), (0.0, 0.0, float(batch - low), 0.0))
+    smaller = replace(fitting, step=replace(fitting.step, label=f"{fitting.step.label}, batch {low}"))
+    remedy = _remedy(f"a batch of {low} instead of {batch}", smaller, check)
+    yield _Way(remedy, (0.0, 0.0, float(batch - low), 0.0))
 
 
-def _smallest(size_at: Callable[[int], int], batch: int) -> tuple[int, int]:
-    """Return the smallest batch that can be recorded, and its size: a norm over one value needs two samples.
+def _smallest(priced_at: Callable[[int], Priced], batch: int) -> tuple[int, Priced]:
+    """Return the smallest batch that can be recorded, and its step: a norm over one value needs two samples.
 
     Raises:
         MemplanError: neither one sample nor two can be recorded.
     """
     try:
-        return 1, size_at(1)
+        return 1, priced_at(1)
     except MemplanError:
         if batch < 3:
             raise
-        return 2, size_at(2)
+        return 2, priced_at(2)
 
 
-def _size(steps: Steps, check: Check) -> tuple[int, int, Gradients]:
-    """Return the upper estimate of a check's quantity, the step's FLOPs, and whether its gradients are exact."""
-    step = priced(steps, check)
-    plan, footprint = step.ran.plan, step.footprint
-    gradients: Gradients = "exact" if plan is None else plan.gradients
-    flops = footprint.flops_forward + footprint.flops_backward
-    return upper_estimate(step.predicted_bytes, check.of), flops, gradients
+def _remedy(what: str, found: Priced, check: Check, command: str | None = None) -> Remedy:
+    plan = found.step.plan
+    return Remedy(what, _size(found, check), "exact" if plan is None else plan.gradients, command, found.step)
+
+
+def _size(found: Priced, check: Check) -> int:
+    """Return the upper estimate of a check's quantity."""
+    return upper_estimate(found.predicted_bytes, check.of)
+
+
+def _flops(footprint: Footprint) -> int:
+    return footprint.flops_forward + footprint.flops_backward
 
 
 def _runner(check: Check) -> str:

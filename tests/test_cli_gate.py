@@ -17,6 +17,9 @@ from click.testing import CliRunner, Result
 import memplan
 from memplan.cli import main
 from memplan.gate.baseline import read_baseline
+from memplan.gate.config import read_configuration
+from memplan.gating import gate as run_gate
+from memplan.memory.estimate import upper_estimate
 
 MODEL = """
 import os
@@ -140,6 +143,28 @@ def test_ways_back_are_told_and_each_fits(folder: Path) -> None:
         assert words[0] == "memplan"
         run = CliRunner().invoke(main, words[1:])
         assert run.exit_code == 0, run.output
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_steps_come_with_the_verdicts_where_they_are_asked_for(folder: Path, jobs: int) -> None:
+    write(folder, width=4096)
+    configuration = read_configuration(folder / "pyproject.toml", {"jobs": jobs, "budget": "2.32MB"})
+    verdict = run_gate(configuration, with_steps=True).verdicts[0]
+    reading, step = verdict.reading, verdict.step
+    assert reading is not None
+    assert step is not None
+    footprint = step.footprint
+    assert reading.predicted_bytes == max(footprint.peak_bytes, footprint.first_step_peak_bytes)
+    assert verdict.remedies
+    for remedy in verdict.remedies:
+        assert remedy.step is not None
+        footprint = remedy.step.footprint
+        largest = max(footprint.peak_bytes, footprint.first_step_peak_bytes)
+        assert remedy.bytes == upper_estimate(largest, "peak")
+    small = run_gate(configuration).verdicts[0]
+    assert small == verdict
+    assert small.step is None
+    assert all(remedy.step is None for remedy in small.remedies)
 
 
 def test_the_command_line_comes_before_the_environment_and_that_before_the_file(folder: Path) -> None:

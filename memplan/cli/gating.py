@@ -117,6 +117,7 @@ def gate(
             update_baseline=update_baseline,
             baseline_ref=baseline_ref,
             progress=progress,
+            with_steps="html" in (form, *files),
             **options,
         )
     _tell(result, form, files)

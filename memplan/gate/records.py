@@ -8,8 +8,10 @@ from typing import Any, Final, Literal
 
 from memplan.gate.growth import Growth
 from memplan.graph.records import Machine
+from memplan.graph.step_graph import StepGraph
+from memplan.memory import Footprint, Implementation
 from memplan.memory.parts import Measurand
-from memplan.methods.plan import Gradients
+from memplan.methods.plan import Gradients, Plan
 from memplan.tables import Record, Shown, Table
 
 #: What a step is priced for unless something else is configured, so that every machine gives the same bytes; the
@@ -132,6 +134,17 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class PricedStep:
+    """A step as it was recorded and priced, which pages draw; ``label`` says who runs what, as ``stock full``."""
+
+    label: str
+    graph: StepGraph = field(repr=False)
+    footprint: Footprint = field(repr=False)
+    implementation: Implementation
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Remedy:
     """One way back under the limit: what to do, the bytes it then needs (upper estimate), and the command, if any."""
 
@@ -139,6 +152,7 @@ class Remedy:
     bytes: int
     gradients: Gradients
     command: str | None = None
+    step: PricedStep | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +168,8 @@ class Verdict(Shown):
     """What a check came to. It holds when nothing failed; ``reading`` is ``None`` where the model was not analysed.
 
     ``differences`` say what of the setting is not as in the baseline, ``changes`` the layers, those that explain the
-    growth first. ``limit_bytes`` is the most that budget and growth allow, ``remedies`` ways back under it.
+    growth first. ``limit_bytes`` is the most that budget and growth allow, ``remedies`` ways back under it. ``step``
+    is what the reading was taken from, where it was asked for.
     """
 
     check: Check
@@ -166,6 +181,7 @@ class Verdict(Shown):
     changes: tuple[Change, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     notes: tuple[str, ...] = ()
+    step: PricedStep | None = field(default=None, repr=False, compare=False)
 
     @property
     def holds(self) -> bool:

@@ -20,6 +20,7 @@ from memplan.gate.records import GateResult
 from memplan.tables import plain
 from memplan.units import format_bytes
 from tests.gate import toy
+from tests.reports.html.reading import series_of
 
 MIXED = toy.mixed(notes=("a note",))
 PAGE = html.fromstring(html_text(MIXED, toy.VERSION))
@@ -158,6 +159,38 @@ def test_a_name_is_text_wherever_it_stands(name: str) -> None:
     assert page.xpath("//table[@id='checks-table']//a")[0].text == (plain(name) or "(no name)")
     assert data_of(page)["texts"][0] == plain(name)
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", text.partition("<script>")[0])
+
+
+def test_the_memory_over_the_step_is_that_of_each_check_and_of_its_ways_back() -> None:
+    result = toy.with_steps()
+    page = html.fromstring(html_text(result, toy.VERSION))
+    data = data_of(page)
+    holds, _, failing = result.verdicts
+    steps = (holds.step, failing.step, failing.remedies[0].step)
+    names = ("small: stock full", "wide: stock full", "wide: memplan half")
+    for run, step, name in zip(data["runs"], steps, names, strict=True):
+        assert step is not None
+        footprint = step.footprint
+        assert run["label"] == name
+        assert (run["peak_bytes"], run["saved_bytes"]) == (footprint.peak_bytes, footprint.saved_bytes)
+        for kind, series in series_of(run, data["kinds"]).items():
+            assert series == tuple(getattr(footprint.timeline, kind))
+    # The nearest to its limit comes first, with its first way back; only a peak has a line in the picture.
+    assert data["chosen"] == [1, 2]
+    assert [run["limit_bytes"] for run in data["runs"]] == [None, failing.limit_bytes, failing.limit_bytes]
+    assert page.xpath("//li[contains(@class, 'budget-key')]")[0].text_content() == "limit"
+
+
+def test_each_check_has_the_network_of_its_own_model() -> None:
+    data = data_of(html.fromstring(html_text(toy.with_steps(), toy.VERSION)))
+    assert [run["network"] for run in data["runs"]] == [0, 1, 1]
+    calls = [[data["texts"][place] for place in network["layer"]] for network in data["networks"]]
+    assert calls == [[f"layers.{number}" for number in range(count)] for count in (2, 4)]
+
+
+def test_without_steps_there_is_no_picture_of_them() -> None:
+    assert not PAGE.xpath("//section[@id='memory' or @id='network']")
+    assert data_of(PAGE)["runs"] == data_of(PAGE)["chosen"] == []
 
 
 def test_a_page_of_many_checks_has_a_row_for_each() -> None:

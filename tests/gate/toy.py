@@ -14,11 +14,14 @@ from memplan.gate.records import (
     LayerPart,
     Limits,
     Place,
+    PricedStep,
     Reading,
     Remedy,
     Verdict,
 )
 from memplan.graph.records import Machine
+from memplan.memory import price
+from tests.reports.toy import chain
 
 VERSION = "0.1.0"
 CONFIG = "ci/memplan gate.toml"
@@ -222,6 +225,37 @@ def many(failing: int, holding: int = 0) -> GateResult:
 def empty() -> GateResult:
     """Return the result of no checks."""
     return GateResult((), CONFIG)
+
+
+def with_steps() -> GateResult:
+    """Return two models' checks with their steps: a peak that fails, with two ways back, and saved bytes that hold."""
+    now, back, other = priced("stock full"), priced("memplan half", trained=2), priced("stock full", length=2)
+    size = now.footprint.peak_bytes
+    failing = Verdict(
+        check=check("wide", 7, budget_bytes=size - 1),
+        reading=reading(layer("layers.0", size)),
+        limit_bytes=size - 1,
+        failures=(Failure("budget", "the peak of wide is too large"),),
+        remedies=(
+            Remedy("train half", back.footprint.peak_bytes, "exact", step=back),
+            Remedy("halve the batch", size // 2, "exact"),
+        ),
+        step=now,
+    )
+    saved = other.footprint.saved_bytes
+    holds = Verdict(
+        check=dataclasses.replace(check("small", 12, budget_bytes=saved), of="saved"),
+        reading=reading(layer("layers.0", saved), of="saved"),
+        limit_bytes=saved,
+        step=other,
+    )
+    return GateResult((holds, broken(), failing), CONFIG)
+
+
+def priced(label: str, *, length: int = 4, trained: int | None = None) -> PricedStep:
+    """Return the step of a chain of layers."""
+    graph = chain(length, trained=trained)
+    return PricedStep(label, graph, price(graph, "sgd", "loop", alive=len(graph.storages)), "loop")
 
 
 def all_hold() -> GateResult:

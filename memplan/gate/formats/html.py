@@ -19,7 +19,7 @@ from memplan.gate.formats.contents import (
 )
 from memplan.gate.judge import QUANTITIES
 from memplan.gate.records import Check, Failure, GateResult, LayerPart, Reading, Verdict
-from memplan.reports.html.embedded import PAGE_SCHEMA, Texts
+from memplan.reports.html.embedded import Run, Texts, runs_to_data
 from memplan.reports.html.page import page
 from memplan.reports.html.sections import (
     Figure,
@@ -27,6 +27,8 @@ from memplan.reports.html.sections import (
     Section,
     Table,
     about_section,
+    memory_section,
+    network_section,
     sentence,
     summary_section,
 )
@@ -68,6 +70,10 @@ def _sections(result: GateResult, version: str) -> Iterator[Section]:
         yield Section("checks", "All checks", {"checks": tuple(_rows(result))})
         details = tuple(_details(place, verdict, result) for place, verdict in enumerate(result.verdicts))
         yield Section("verdicts", "Check by check", {"checks": details})
+    runs = tuple(_runs(result))
+    if runs:
+        yield memory_section([run.label for run in runs], "limit")
+        yield network_section()
     yield about_section(
         _facts(result, version),
         assumptions=("Sizes are upper estimates for the machine that is named, so that every machine gives the same.",),
@@ -90,16 +96,21 @@ def _said(failure: Failure) -> str:
     return said if failure.kind == "analysis" else sentence(said)
 
 
-def _figures(result: GateResult) -> Iterator[Figure]:
-    """Yield what the check that is the farthest above its limit, or the nearest to it, needs and may need."""
+def _nearest(result: GateResult) -> int | None:
+    """Return the place of the check that is the farthest above its limit, or the nearest to it, if any has one."""
     measured = [
-        (verdict.reading.bytes / verdict.limit_bytes, place)
+        (verdict.reading.bytes / verdict.limit_bytes, -place)
         for place, verdict in enumerate(result.verdicts)
         if verdict.reading is not None and verdict.limit_bytes
     ]
-    if not measured:
+    return -max(measured)[1] if measured else None
+
+
+def _figures(result: GateResult) -> Iterator[Figure]:
+    """Yield what the check that is the farthest above its limit, or the nearest to it, needs and may need."""
+    place = _nearest(result)
+    if place is None:
         return
-    _, place = max(measured, key=lambda each: (each[0], -each[1]))
     verdict = result.verdicts[place]
     reading, limit = verdict.reading, verdict.limit_bytes
     assert reading is not None
@@ -271,7 +282,30 @@ def _data(result: GateResult) -> dict[str, Any]:
     texts = Texts()
     checks = [_check_data(verdict, texts) for verdict in result.verdicts]
     largest = max((verdict.reading.bytes for verdict in result.verdicts if verdict.reading is not None), default=0)
-    return {"schema": PAGE_SCHEMA, "unit": unit_for(largest), "gate": {"checks": checks}, "texts": texts.all}
+    runs = tuple(_runs(result))
+    # Shown first are the check that is nearest to its limit, and the first way back.
+    nearest = [place for place, run in enumerate(runs) if run.model == _nearest(result)]
+    data = runs_to_data(runs, (), chosen=nearest[:2] or [0][: len(runs)], texts=texts)
+    return {**data, "unit": unit_for(largest), "gate": {"checks": checks}}
+
+
+def _runs(result: GateResult) -> Iterator[Run]:
+    """Yield the steps that verdicts have, each check's own before its ways back."""
+    for place, verdict in enumerate(result.verdicts):
+        check = verdict.check
+        limit = verdict.limit_bytes if check.of == "peak" else None
+        for step in (verdict.step, *(remedy.step for remedy in verdict.remedies)):
+            if step is not None:
+                yield Run(
+                    plain(f"{check.name}: {step.label}"),
+                    step.footprint,
+                    check.optimizer,
+                    step.implementation,
+                    step.plan,
+                    step.graph,
+                    limit,
+                    place,
+                )
 
 
 def _check_data(verdict: Verdict, texts: Texts) -> dict[str, Any] | None:

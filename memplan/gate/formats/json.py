@@ -53,7 +53,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
             {**asdict(change), "words": list(change.words), "growth_bytes": change.growth_bytes}
             for change in verdict.changes
         ],
-        "remedies": [asdict(remedy) for remedy in verdict.remedies],
+        "remedies": [{key: getattr(remedy, key) for key in _REMEDY} for remedy in verdict.remedies],
         "notes": list(verdict.notes),
     }
 
@@ -84,6 +84,9 @@ def _reading(reading: Reading | None) -> dict[str, Any]:
         "unpriced": list(reading.unpriced),
     }
 
+
+#: What is told of a way back.
+_REMEDY: Final = ("what", "bytes", "gradients", "command")
 
 #: What is told of a reading beside its layers; its quantity is the check's.
 _READING: Final = (

@@ -14,7 +14,7 @@ from memplan.memory import Footprint, Implementation, LayerFootprint
 from memplan.memory.lifetimes import Allocation, Moment, allocations, moments
 from memplan.methods import Plan
 from memplan.reports.console import short_op
-from memplan.reports.html.network import NOWHERE, STATES, LayerState, Network, layer_states, network_of
+from memplan.reports.html.network import STATES, LayerState, Network, layer_states, network_of
 from memplan.reports.network import layer_network
 from memplan.reports.sizes import unit_for
 
@@ -29,7 +29,11 @@ _ESCAPES: Final = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One step that a page shows: who runs it, what it needs, and the recording it was priced from, if there is one."""
+    """One step that a page shows: who runs it, what it needs, and the recording it was priced from, if there is one.
+
+    ``limit_bytes`` is what its own peak is held to, where the runs of a page have no common budget, and ``model`` tells
+    which of the page's models it is of.
+    """
 
     label: str
     footprint: Footprint
@@ -37,6 +41,8 @@ class Run:
     implementation: Implementation
     plan: Plan | None = None
     step: StepGraph | None = None
+    limit_bytes: int | None = None
+    model: int = 0
 
 
 class Texts:
@@ -60,26 +66,34 @@ class Texts:
 
 
 def runs_to_data(
-    runs: Sequence[Run], blocks: Sequence[Block], *, chosen: Sequence[int], budget_bytes: int | None = None
+    runs: Sequence[Run],
+    blocks: Sequence[Block],
+    *,
+    chosen: Sequence[int],
+    budget_bytes: int | None = None,
+    texts: Texts | None = None,
 ) -> dict[str, Any]:
     """Return what the pictures of a page are drawn from.
 
     Args:
         runs: the steps that can be shown.
-        blocks: the model's blocks, as a recording of it has them.
+        blocks: the model's blocks, as a recording of it has them; none to find them in each model's first step.
         chosen: the places of the runs that are shown first, one or two.
         budget_bytes: the budget, if it is on the peak.
+        texts: those that the page has beside.
     """
-    texts = Texts()
-    network: Network | None = None
+    texts = Texts() if texts is None else texts
+    networks: dict[int, Network] = {}
     states = []
     for run in runs:
         nodes = []
         if run.step is not None:
             layers = layer_network(run.step, run.footprint, run.plan, optimizer=run.optimizer, blocks=blocks)
             nodes = [attributes for _, attributes in layers.nodes(data=True)]
-            network = network or network_of(run.step, layers, tuple(blocks))
+            if run.model not in networks:
+                networks[run.model] = network_of(run.step, layers, tuple(blocks))
         states.append(layer_states(run.footprint, nodes))
+    places = {model: place for place, model in enumerate(networks)}
     return {
         "schema": PAGE_SCHEMA,
         "unit": unit_for(max((run.footprint.peak_bytes for run in runs), default=0)),
@@ -87,9 +101,15 @@ def runs_to_data(
         "chosen": list(chosen),
         "kinds": KINDS,
         "states": STATES,
-        "segments": texts.places((NOWHERE,) if network is None else network.segments),
-        "network": None if network is None else _network(network, texts),
-        "runs": [_run(run, state, network, texts) for run, state in zip(runs, states, strict=True)],
+        "networks": [_network(network, texts) for network in networks.values()],
+        "runs": [
+            {
+                **_run(run, texts),
+                "network": places.get(run.model),
+                "layers": _layers(run.footprint, state, networks.get(run.model), texts),
+            }
+            for run, state in zip(runs, states, strict=True)
+        ],
         "texts": texts.all,
     }
 
@@ -103,10 +123,11 @@ def to_script(data: dict[str, Any]) -> str:
     return json.dumps(data, separators=(",", ":")).translate(_ESCAPES)
 
 
-def _run(run: Run, states: dict[str, LayerState], network: Network | None, texts: Texts) -> dict[str, Any]:
+def _run(run: Run, texts: Texts) -> dict[str, Any]:
     footprint, timeline = run.footprint, run.footprint.timeline
     return {
         "label": run.label,
+        "limit_bytes": run.limit_bytes,
         "saved_bytes": footprint.saved_bytes,
         "temp_bytes": footprint.temp_bytes,
         "resident_bytes": footprint.resident_bytes,
@@ -118,7 +139,6 @@ def _run(run: Run, states: dict[str, LayerState], network: Network | None, texts
         "allocations": (
             None if run.step is None else _allocations(allocations(run.step, run.optimizer, run.implementation), texts)
         ),
-        "layers": _layers(run.footprint, states, network, texts),
     }
 
 
@@ -158,6 +178,7 @@ def _layers(
 
 def _network(network: Network, texts: Texts) -> dict[str, list[int]]:
     return {
+        "segments": texts.places(network.segments),
         "layer": texts.places(network.calls),
         "segment": list(network.inside),
         "from": [source for source, _ in network.edges],

@@ -83,9 +83,14 @@ def summary_section(
     )
 
 
-def memory_section(labels: Sequence[str]) -> Section:
-    """Return the memory over the step, of one run or of two on one scale; ``labels`` are all runs there are."""
-    return Section("memory", "Memory over the step", {"labels": tuple(labels)})
+def memory_section(labels: Sequence[str], line: str = "budget") -> Section:
+    """Return the memory over the step, of one run or of two on one scale.
+
+    Args:
+        labels: all runs there are.
+        line: how the size that a peak is held to is called.
+    """
+    return Section("memory", "Memory over the step", {"labels": tuple(labels), "line": line})
 
 
 def layers_section() -> Section:

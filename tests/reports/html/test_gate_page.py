@@ -8,9 +8,10 @@ import pytest
 
 from memplan.gate.formats.html import html_text
 from memplan.gate.records import Change, GateResult, Verdict
+from memplan.units import format_bytes
 from tests.gate import toy
 from tests.reports.html.conftest import Opener
-from tests.reports.html.reading import figures, table
+from tests.reports.html.reading import figures, name_of, table
 from tests.reports.html.test_access import NAMELESS
 
 
@@ -97,6 +98,33 @@ def test_a_check_that_holds_is_drawn_when_one_comes_near_and_on_paper(opened: Op
     page = opened(text)
     assert page.pdf(format="A4").startswith(b"%PDF")
     assert page.locator("[data-bars] svg").count() == 42
+
+
+def test_the_memory_and_the_network_are_of_the_check_that_is_chosen(opened: Opener) -> None:
+    result = toy.with_steps()
+    page = opened(html_text(result, toy.VERSION))
+    holds, _, failing = result.verdicts
+    first, back, other = failing.step, failing.remedies[0].step, holds.step
+    assert first is not None
+    assert back is not None
+    assert other is not None
+    assert figures(page, "#memory figcaption") == [first.footprint.peak_bytes, back.footprint.peak_bytes]
+    assert f"limit {format_bytes(first.footprint.peak_bytes - 1)}" in page.locator("#memory svg").first.text_content()
+    assert page.locator("#network-run option:checked").inner_text() == "wide: memplan half"
+    assert nodes(page) == ["layers.0", "layers.1", "layers.2", "head"]
+    page.locator("select[data-run='1']").select_option("small: stock full")
+    assert figures(page, "#memory figcaption") == [first.footprint.peak_bytes, other.footprint.peak_bytes]
+    assert page.locator("#network-run option:checked").inner_text() == "small: stock full"
+    assert nodes(page) == ["layers.0", "head"]
+    # Its saved bytes are limited, and its peak is not: there is a line in the other panel alone.
+    assert ["limit" in panel.text_content() for panel in page.locator("#memory .memory-chart").all()] == [True, False]
+    page.locator("#network-run").select_option("wide: stock full")
+    assert nodes(page) == ["layers.0", "layers.1", "layers.2", "head"]
+    assert page.evaluate(NAMELESS) == []
+
+
+def nodes(page: Any) -> list[str]:
+    return [name_of(node) for node in page.locator("#network-blocks [role=button]").all()]
 
 
 @pytest.mark.parametrize("name", [name for name in toy.HOSTILE if name], ids=ascii)

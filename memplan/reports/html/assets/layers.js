@@ -3,6 +3,11 @@
 let bars = null;
 let barRows = [];
 
+// The names of the segments: the runs of a page that compares layers are of one model.
+function segmentNames() {
+  return (record.networks[0]?.segments ?? []).map(textAt);
+}
+
 // The layers of the chosen runs by path, in the order of the model, with a row of each run or nothing.
 function layerRows() {
   const found = new Map();
@@ -44,6 +49,7 @@ function together(rows, slot) {
 }
 
 function segmentRows(rows) {
+  const names = segmentNames();
   const members = new Map();
   for (const row of rows) {
     if (!members.has(row.segment)) members.set(row.segment, []);
@@ -52,7 +58,7 @@ function segmentRows(rows) {
   return [...members]
     .sort(([one], [other]) => one - other)
     .map(([segment, inside]) => ({
-      name: textAt(record.segments[segment]),
+      name: names[segment] ?? layerName(""),
       type: "",
       segment,
       of: chosen.map((_, slot) => together(inside, slot)),
@@ -67,8 +73,7 @@ function layersSection() {
 function layersStarted() {
   const shown = byId("layers-shown");
   const used = new Set(layerRows().map((row) => row.segment));
-  const segments = record.segments
-    .map((name, segment) => [segment, textAt(name)])
+  const segments = [...segmentNames().entries()]
     .filter(([segment]) => used.has(segment));
   shown.replaceChildren(
     make("option", { value: "blocks" }, "all blocks"),

@@ -88,7 +88,7 @@ function memorySection() {
     );
     select.addEventListener("change", () => choose(slot, Number(select.value)));
   });
-  document.querySelector(".budget-key").hidden = !budgetShown();
+  limitKeyed();
   document.querySelector(".other-key").hidden = chosen.length < 2;
   for (const button of document.querySelectorAll("[data-zoom]")) {
     button.addEventListener("click", () => zoomed(button.dataset.zoom));
@@ -113,7 +113,7 @@ function choose(slot, place) {
   panels.forEach(setRun);
   drawnPanels().forEach((panel) => panel.shown.draw());
   drawnPanels().forEach((panel) => pin(panel, panel.run.peak_moment));
-  document.querySelector(".budget-key").hidden = !budgetShown();
+  limitKeyed();
   layersChosen();
   networkChosen();
 }
@@ -165,14 +165,20 @@ function highest() {
   return Math.max(...chosen.map((place) => runs[place].peak_bytes));
 }
 
-// A budget far above everything would flatten the picture; it is then left out.
-function budgetShown() {
-  return record.budget_bytes !== null && chosen.length > 0 && record.budget_bytes <= 2 * highest();
+// What the peak of a run is held to. A size far above everything would flatten the picture; it is then left out.
+function limitOf(run) {
+  const bytes = run.limit_bytes ?? record.budget_bytes;
+  return bytes !== null && bytes <= 2 * highest() ? bytes : null;
+}
+
+function limitKeyed() {
+  document.querySelector(".budget-key").hidden = chosen.every((place) => limitOf(runs[place]) === null);
 }
 
 function drawMemory(chart, panel) {
   const { run } = panel;
-  const top = Math.max(highest(), budgetShown() ? record.budget_bytes : 0) * 1.02;
+  const limit = limitOf(run);
+  const top = Math.max(highest(), ...chosen.map((place) => limitOf(runs[place]) ?? 0)) * 1.02;
   const layered = [
     ["temp", run.total],
     ["saved", run.resident.map((bytes, moment) => bytes + run.saved[moment])],
@@ -203,7 +209,7 @@ function drawMemory(chart, panel) {
   }
   const label = {
     color: colour("budget"),
-    formatter: `budget ${size(record.budget_bytes ?? 0)}`,
+    formatter: `${document.querySelector(".budget-key").textContent.trim()} ${size(limit ?? 0)}`,
     position: "insideEndTop",
   };
   series.push({
@@ -215,7 +221,7 @@ function drawMemory(chart, panel) {
       symbol: "none",
       silent: true,
       animation: false,
-      data: budgetShown() ? [{ yAxis: record.budget_bytes }] : [],
+      data: limit === null ? [] : [{ yAxis: limit }],
       lineStyle: { color: colour("budget"), width: 1.5, type: [6, 4] },
       label: { ...textStyle(), ...label },
     },

@@ -3,37 +3,49 @@
 const NODE = { width: 224, height: 46 };
 const MOST_NODES = 120;
 const view = { run: 0, group: 0, drawn: false };
-const groups = [];
+let groups = [];
 let calls = null;
 
 function networkSection() {
   if (!byId("network-blocks") || !chosen.length) return;
-  calls = record.network;
-  if (!calls) {
+  if (!record.networks.length) {
     byId("network").hidden = true;
     return;
   }
-  const used = new Set(calls.segment);
-  const segments = record.segments.map((_, segment) => segment).filter((segment) => used.has(segment));
-  const each = Math.ceil(segments.length / MOST_NODES);
-  for (let from = 0; from < segments.length; from += each) groups.push(segments.slice(from, from + each));
   const select = byId("network-run");
   select.addEventListener("change", () => {
-    view.run = Number(select.value);
+    showNetworkOf(Number(select.value));
     networkDrawn();
   });
   byId("network-of").hidden = runs.length < 2;
-  view.run = chosen.at(-1);
-  view.group = groupOfPeak();
+  showNetworkOf(chosen.at(-1));
   later(byId("network-blocks"), () => {
     view.drawn = true;
     networkChosen();
   });
 }
 
+// Takes the network of a run; its segments make groups, of which each is a node.
+function showNetworkOf(place) {
+  view.run = place;
+  const own = record.networks[runs[place].network];
+  if (own === calls) return;
+  calls = own;
+  const used = new Set(calls.segment);
+  const segments = calls.segments.map((_, segment) => segment).filter((segment) => used.has(segment));
+  const each = Math.ceil(segments.length / MOST_NODES);
+  groups = [];
+  for (let from = 0; from < segments.length; from += each) groups.push(segments.slice(from, from + each));
+  view.group = groupOfPeak();
+}
+
+function segmentName(segment) {
+  return textAt(calls.segments[segment]);
+}
+
 function networkChosen() {
   if (!view.drawn) return;
-  view.run = chosen.at(-1);
+  showNetworkOf(chosen.at(-1));
   options(
     byId("network-run"),
     runs.map((run) => run.label),
@@ -57,8 +69,8 @@ function groupOfPeak() {
 }
 
 function groupName(group) {
-  const name = (segment) => textAt(record.segments[segment]);
-  return group.length === 1 ? name(group[0]) : `${name(group[0])} to ${name(group.at(-1))}`;
+  const first = segmentName(group[0]);
+  return group.length === 1 ? first : `${first} to ${segmentName(group.at(-1))}`;
 }
 
 // Layers of the shown run, by the place of their path.
@@ -93,7 +105,7 @@ function networkDrawn() {
   const nodes = groups.map((group, place) => {
     const sum = sums[place];
     if (sum.state & STATES.trains) sum.state &= ~STATES.frozen;
-    const [first, last] = [group[0], group.at(-1)].map((segment) => textAt(record.segments[segment]));
+    const [first, last] = [group[0], group.at(-1)].map(segmentName);
     const type = group.length > 1 ? `to ${last}` : "";
     return { name: first, type, ...sum, chosen: place === view.group, act: () => chooseGroup(place) };
   });
@@ -125,7 +137,7 @@ function layersOfGroup(layers) {
   const shown = inside.slice(0, MOST_NODES);
   const places = new Map(shown.map((call, place) => [call, place]));
   const seen = new Set();
-  const common = group.length === 1 ? `${textAt(record.segments[group[0]])}.` : "";
+  const common = group.length === 1 ? `${segmentName(group[0])}.` : "";
   const nodes = shown.map((call) => {
     const path = calls.layer[call];
     const layer = layers.get(path);
