@@ -35,7 +35,7 @@ IMPORTS = (
 RECORDINGS = """
 import gc, time; gc.disable()
 from memplan.checking import subject_for
-from memplan.reading import reading_of
+from memplan.reading import priced, reading_of
 from memplan.gate.config import read_configuration
 from memplan.steps import Steps
 from memplan.tracing.machine import named_machine
@@ -48,7 +48,8 @@ for check in checks:
 began = time.perf_counter()
 with named_machine(2, "AVX2"):
     for check, subject in zip(checks, made):
-        reading_of(Steps(subject), check)
+        steps = Steps(subject)
+        reading_of(steps, check, priced(steps, check))
 print(time.perf_counter() - began)
 """
 
