@@ -133,13 +133,17 @@ def plan_for(check: Check) -> Plan | None:
     """Return the plan in the file that a check names, if it names one.
 
     Raises:
-        UsageError: the file holds no plan.
+        UsageError: the file holds no plan; the message names where the check is written.
     """
     if check.plan is None:
         return None
     from memplan.reports.plan_file import read_plan
 
-    return read_plan(Path(check.plan))[0]
+    try:
+        return read_plan(Path(check.plan))[0]
+    except UsageError as error:
+        place = "" if check.place is None else f"{check.place}: "
+        raise UsageError(f"{place}check {check.name!r}: {error}") from error
 
 
 def with_remedies(

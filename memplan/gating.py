@@ -14,6 +14,7 @@ from memplan.gate.baseline import Baseline, read_baseline, write_baseline
 from memplan.gate.config import Configuration
 from memplan.gate.judge import judged, unanalysed
 from memplan.gate.records import Check, GateResult, Reading, Verdict
+from memplan.methods import Plan
 from memplan.processes import Died
 from memplan.reading import priced, reading_of
 from memplan.steps import Steps
@@ -24,9 +25,10 @@ _UPDATE: Final = "write it with memplan gate --update-baseline"
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """Checks of one model and batch, which share recordings, and what the baseline says of each."""
+    """Checks of one model and batch, which share recordings, the plan and what the baseline says of each."""
 
     checks: tuple[Check, ...]
+    plans: tuple[Plan | None, ...]
     baselines: tuple[Reading | None, ...]
     threads: int
     instruction_set: str
@@ -60,7 +62,7 @@ def gate(
         progress: told how many checks are done, of how many, and the last one's name.
 
     Raises:
-        UsageError: the baseline cannot be read or written.
+        UsageError: a plan or the baseline cannot be read, or the baseline not be written.
     """
     started = time.perf_counter()
     before = read_baseline(configuration.baseline, baseline_ref)
@@ -101,16 +103,17 @@ def judge_group(task: _Task) -> tuple[Verdict, ...]:
     with quietly(), contained(), named_machine(task.threads, task.instruction_set):
         made: dict[str, Steps] = {}
         return tuple(
-            _judged(task, check, baseline, made) for check, baseline in zip(task.checks, task.baselines, strict=True)
+            _judged(task, check, plan, baseline, made)
+            for check, plan, baseline in zip(task.checks, task.plans, task.baselines, strict=True)
         )
 
 
-def _judged(task: _Task, check: Check, baseline: Reading | None, made: dict[str, Steps]) -> Verdict:
+def _judged(task: _Task, check: Check, plan: Plan | None, baseline: Reading | None, made: dict[str, Steps]) -> Verdict:
     try:
         if not made:
             made["steps"] = Steps(subject_for(check))
         steps = made["steps"]
-        found = priced(steps, check, plan_for(check))
+        found = priced(steps, check, plan)
         verdict = judged(
             check,
             reading_of(steps, check, found),
@@ -141,6 +144,7 @@ def _tasks(
     for checks in groups.values():
         yield _Task(
             checks=tuple(checks),
+            plans=tuple(plan_for(check) for check in checks),
             baselines=tuple(baseline.checks.get(check.name) for check in checks),
             threads=configuration.threads,
             instruction_set=configuration.instruction_set,

@@ -178,6 +178,20 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_file(
     assert budget("--budget", "3MB", MEMPLAN_BUDGET="2MB") == 3_000_000
 
 
+def test_a_wrong_value_is_blamed_on_where_it_was_written(folder: Path) -> None:
+    told = "'two' is not a whole number; write for example 8\n"
+    assert gate(MEMPLAN_JOBS="two").stderr == f"memplan: MEMPLAN_JOBS: {told}"
+    assert gate("--jobs", "two", MEMPLAN_JOBS="2").stderr == f"memplan: --jobs: {told}"
+
+
+def test_a_plan_that_cannot_be_read_is_a_fault_of_the_configuration(folder: Path) -> None:
+    write(folder, config=CONFIG + 'plan = "nowhere.json"\n')
+    done = gate()
+    assert (done.exit_code, done.stdout) == (2, "")
+    line = CONFIG.rstrip().split("\n").index("[[tool.memplan.checks]]", 5) + 1
+    assert done.stderr.startswith(f"memplan: pyproject.toml:{line}: check 'saved': cannot read 'nowhere.json'")
+
+
 def test_every_format_goes_to_its_file(folder: Path) -> None:
     names = ("console", "markdown", "json", "junit", "sarif", "github")
     outs = [word for name in names for word in ("--out", f"{name}={name}.out")]

@@ -66,11 +66,19 @@ def _restated(error: click.ClickException) -> str:
     if isinstance(error, click.MissingParameter) and error.param is not None:
         return f"{error.param.make_metavar(context or click.Context(_unnamed))} is missing; write {_usage(context)}"
     if isinstance(error, click.BadParameter) and error.param is not None:
-        return f"{error.param.opts[-1]}: {error.message}"
+        return f"{_written(error.param, context)}: {error.message}"
     if isinstance(error, click.BadOptionUsage) and "requires an argument" in error.message:
         return f"{error.option_name} needs a value; memplan COMMAND --help shows which"
     text = error.format_message().rstrip(".")
     return f"{text[:1].lower()}{text[1:]}; write {_usage(context)}"
+
+
+def _written(parameter: click.Parameter, context: click.Context | None) -> str:
+    """Return where the value of a parameter was written: in the environment, or as an option."""
+    source = None if context is None or parameter.name is None else context.get_parameter_source(parameter.name)
+    if source is click.core.ParameterSource.ENVIRONMENT and isinstance(parameter.envvar, str):
+        return parameter.envvar
+    return parameter.opts[-1]
 
 
 def _options_of(context: click.Context | None) -> list[str]:
