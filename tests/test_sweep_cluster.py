@@ -133,6 +133,8 @@ def test_a_death_of_the_cluster_s_own_worker_costs_its_own_task(scheduler: str, 
 
 def test_tasks_run_beside_the_cluster_s_own_workers_and_as_many_at_once(scheduler: str) -> None:
     """Dask holds the frames of its workers' threads, and what they hold lives on: a step is not recorded there."""
+    with distributed.Client(scheduler, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)  # one that another test killed starts again
     places = [place for _, place in run_all(process_and_parent, range(24), backend="dask", scheduler=scheduler)]
     processes, parents = {pid for pid, _ in places}, {parent for _, parent in places}
     assert len(processes) == 3, "one worker has one thread, the other two"
