@@ -190,7 +190,10 @@ def _outcome(function: Callable[[T], R], index: int, task: T, threads: int) -> t
     # multiprocessing lets a daemon, as Dask's workers are, start nothing: what we start ends with it by itself.
     multiprocessing.current_process().daemon = False
     waiting = _WAITING.setdefault(threads, [])
-    worker = waiting.pop() if waiting else Worker(threads, IDLE_SECONDS)
+    try:
+        worker = waiting.pop()
+    except IndexError:
+        worker = Worker(threads, IDLE_SECONDS)
     try:
         outcome = outcome_of(worker.start(function, task))
     except Exception:

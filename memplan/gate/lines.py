@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
+
+#: Strings of several lines, and what could be taken for the beginning of one.
+_STRINGS: Final = re.compile(
+    r"""(?P<several>\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3})|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*""", re.DOTALL
+)
 
 
 def line_of(text: str, table: Sequence[str], key: str | None = None, *, number: int | None = None) -> int | None:
@@ -17,7 +23,8 @@ def line_of(text: str, table: Sequence[str], key: str | None = None, *, number: 
     path = r"\s*\.\s*".join(rf"[\"']?{re.escape(part)}[\"']?" for part in table)
     one, two = (r"\[", r"\]") if number is None else (r"\[\[", r"\]\]")
     heading = re.compile(rf"^\s*{one}\s*{path}\s*{two}\s*(#.*)?$")
-    lines = text.split("\n")
+    # What stands in a string is neither a heading nor a key.
+    lines = _STRINGS.sub(lambda found: "\n" * found[0].count("\n") if found["several"] else found[0], text).split("\n")
     starts = [place for place, line in enumerate(lines) if heading.match(line)]
     if not table:
         start, inside = -1, lines

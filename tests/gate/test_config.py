@@ -105,6 +105,19 @@ def test_files_are_looked_for_beside_the_configuration(tmp_path: Path) -> None:
 HEAD = "[tool.memplan]\n"
 CHECK = '[[tool.memplan.checks]]\nname = "a"\nmodel = "resnet18"\n'
 
+#: Ten lines of strings and comments, in which headings and keys stand that are none.
+STRINGS = """[tool.other]
+a = '''
+[[tool.memplan.checks]]
+k = 1'''
+b = \"\"\"it's \\\"
+[[tool.memplan.checks]]
+k = -1
+\"\"\"
+c = "'" # don't \"\"\"
+d = ["", '"', '''''']
+"""
+
 
 @pytest.mark.parametrize(
     ("text", "line", "told"),
@@ -133,6 +146,7 @@ CHECK = '[[tool.memplan.checks]]\nname = "a"\nmodel = "resnet18"\n'
         (HEAD + '[[tool.memplan.checks]]\nname = "a"\n', 2, "this check has no model"),
         (HEAD + "jobs = true\n" + CHECK, 2, "jobs is True, not a whole number from 1 on"),
         (HEAD + "x = = 1\n", 2, "this is not TOML"),
+        (STRINGS + HEAD + CHECK + "k = -1\n", 15, "k is -1, not a whole number from 0 on"),
     ],
 )
 def test_what_is_wrong_is_told_with_file_and_line(file: Path, text: str, line: int, told: str) -> None:
