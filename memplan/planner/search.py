@@ -16,6 +16,9 @@ from memplan.planner.table import Table
 #: How far the model may be above a recorded step: what misses the limit by less is recorded all the same.
 _SLACK: Final = 0.02
 
+#: What small gradients, which the model counts a little too long, make it be above a recorded step of any size.
+_ODD_BYTES: Final = 64
+
 #: Choices of which the recorded steps are compared when nothing fits.
 _MOST_SMALLEST: Final = 3
 
@@ -137,7 +140,14 @@ class Search:
             measured = self._tried(least)
             if measured.bytes <= limit:
                 fits = self._improved(depth, limit + max(least.bytes - measured.bytes, 0), least)
-        return fits
+        return None if fits is None else self._or_just_above(depth, fits)
+
+    def _or_just_above(self, depth: int, fits: Candidacy) -> Candidacy:
+        """Return what the model has just above the limit, if it is better than what fits and fits when recorded."""
+        candidacy = self._solved(depth, self.wanted.limit + _ODD_BYTES)
+        if candidacy is None or self._value(candidacy) >= self._value(fits):
+            return fits
+        return candidacy if self._tried(candidacy).bytes <= self.wanted.limit else fits
 
     def _improved(self, depth: int, room: int, fits: Candidacy | None) -> Candidacy | None:
         """Return the best choice whose recorded step fits, from one that does, if any is known.

@@ -191,14 +191,25 @@ def value(table: Table, choice: Choice) -> tuple[float, ...]:
     return -depth, *score(problem, [0] * table.count, ("approximations", "work"))
 
 
-@pytest.mark.parametrize("seed", [1, 4])
+@pytest.mark.parametrize("seed", [1, 4, 101])
 def test_no_recorded_choice_that_fits_is_better(seed: int) -> None:
     count, error = nothing_recorded_is_better(seed)
     assert count == 3 + 3**2 + 3**3
     assert error < 0.02
 
 
+#: A network in which recomputing a block needs 8.75 % more than the table says; what the search then turns to is not
+#: the best there is.
+UNDERPRICED: Final = 105
+
+
 @pytest.mark.corpus
-@pytest.mark.parametrize("seed", range(100, 130))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(seed, marks=pytest.mark.xfail(strict=True, raises=AssertionError)) if seed == UNDERPRICED else seed
+        for seed in range(100, 130)
+    ],
+)
 def test_no_recorded_choice_that_fits_is_better_on_many(seed: int) -> None:
     nothing_recorded_is_better(seed)

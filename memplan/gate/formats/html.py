@@ -68,12 +68,13 @@ def _sections(result: GateResult, version: str) -> Iterator[Section]:
     yield _summary(result)
     if result.verdicts:
         yield Section("checks", "All checks", {"checks": tuple(_rows(result))})
+        labels = [run.label for run in _runs(result)]
+        if labels:
+            yield memory_section(labels, "limit")
         details = tuple(_details(place, verdict, result) for place, verdict in enumerate(result.verdicts))
         yield Section("verdicts", "Check by check", {"checks": details})
-    runs = tuple(_runs(result))
-    if runs:
-        yield memory_section([run.label for run in runs], "limit")
-        yield network_section()
+        if labels:
+            yield network_section()
     yield about_section(
         _facts(result, version),
         assumptions=("Sizes are upper estimates for the machine that is named, so that every machine gives the same.",),
