@@ -15,7 +15,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,11 @@ from memplan.memory import Timeline
 from memplan.reports.picture import Picture
 from memplan.reports.trace_events import TRACKS
 from memplan.units import format_bytes, parse_bytes
+
+if __package__:
+    from benchmarks.browser import ARGUMENTS, executable
+else:
+    from browser import ARGUMENTS, executable  # type: ignore[import-not-found, no-redef]
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "gallery.md"
 PICTURES: Final = PAGE.parent / "gallery"
@@ -52,16 +56,6 @@ STEPS: Final = {"before": "stock full", "after": "best plan in 64.0 MB"}
 
 _MARKED: Final = re.compile(r"<!-- output (\S+) -->\n.*?<!-- end -->\n", re.DOTALL)
 
-#: What makes a headless browser quiet.
-_BROWSER: Final = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 _WIDTH: Final = 1000
 
 #: Above and below a section: less than the page leaves between its parts.
@@ -276,7 +270,7 @@ def _shots(folder: Path) -> Iterator[tuple[str, bytes]]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=list(_BROWSER))
+        browser = driver.chromium.launch(executable_path=executable(), args=list(ARGUMENTS))
         for name, shot in SHOTS.items():
             page = browser.new_context(
                 viewport={"width": _WIDTH, "height": 900}, color_scheme="light", reduced_motion="reduce"

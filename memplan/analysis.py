@@ -11,7 +11,7 @@ from memplan.memory import price
 from memplan.memory.accounting import ACCOUNTINGS, account
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import METHODS, Method, method_named
-from memplan.methods.method import RUNNERS
+from memplan.methods.method import RUNNERS, runners_of
 from memplan.planner.records import Budget
 from memplan.planner.terms import terms_of
 from memplan.planning import Request, planned_for
@@ -155,23 +155,6 @@ def _rows(
                 continue
             for blocks in _ks(method, k, steps, several=several):
                 yield method, blocks, who
-
-
-def runners_of(method: Method, runner: str | None = None, treatments: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return who runs ``method``, as asked, or by default; ``treatments`` beside its own need memplan.
-
-    Raises:
-        UsageError: stock PyTorch is asked for, and cannot run it.
-    """
-    if runner == "stock" and treatments:
-        raise UsageError(f"stock PyTorch cannot do {treatments[0]}; leave out the runner, or the treatment")
-    if runner is None and treatments:
-        return ("memplan",)
-    if runner == "stock" and not method.flags:
-        raise UsageError(f"stock PyTorch cannot run {method.name} by requires_grad alone; leave out the runner")
-    if runner is None:
-        return ("stock",) if method.flags else ("memplan",)
-    return (("stock",) if method.flags else ()) + ("memplan",) if runner == "both" else (runner,)
 
 
 def _ks(method: Method, k: int | Sequence[int] | None, steps: Steps, *, several: bool) -> Iterator[int | None]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final, TypeVar
 
-from memplan.analysis import runners_of
 from memplan.errors import UsageError, did_you_mean, known
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import METHODS
-from memplan.methods.method import RUNNERS
+from memplan.methods.method import RUNNERS, runners_of
 from memplan.setting import budget_in_bytes
 from memplan.shapes import format_shape, parse_shape
 from memplan.sources import DTYPES

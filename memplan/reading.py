@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from memplan.analysis import runners_of
 from memplan.gate.records import Check, LayerPart, PricedStep, Reading, layer_name
 from memplan.graph.step_graph import StepGraph
 from memplan.memory import Footprint, price
 from memplan.memory.estimate import lower_estimate, upper_estimate
 from memplan.memory.parts import Parts, parts_of
 from memplan.methods import Plan, method_named
+from memplan.methods.method import runners_of
 from memplan.setting import implementation_of, setting_of
 from memplan.shapes import format_shape
 from memplan.steps import RunnerStep, Steps

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from memplan.analysis import runners_of
 from memplan.errors import MemplanError
 from memplan.gate.records import Check, PricedStep, Remedy
 from memplan.memory import Footprint
 from memplan.memory.estimate import UPPER_SHARE, upper_estimate
 from memplan.memory.parts import Measurand
 from memplan.methods import method_named
+from memplan.methods.method import runners_of
 from memplan.planner.costs import Quantity
 from memplan.planner.records import Budget
 from memplan.planner.terms import terms_of

@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from memplan.analysis import runners_of
 from memplan.errors import AnalysisError, UsageError, known
 from memplan.memory import Footprint, Implementation, price
 from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import Plan, method_named
-from memplan.methods.method import RUNNERS
+from memplan.methods.method import RUNNERS, runners_of
 from memplan.planner.costs import Quantity, quantity_of
 from memplan.planner.records import Budget
 from memplan.results import MeasuredStep, Verification

@@ -24,7 +24,8 @@ from memplan.processes import Died
 from memplan.reports.row_files import Row, RowFile
 from memplan.sweeping import COLUMNS, sweep
 from memplan.workers import run_all
-from tests.tasks_for_workers import is_running, logged, process, process_and_parent, raising, threads, until
+from tests.tasks_for_workers import logged, process, process_and_parent, raising, threads
+from tests.waiting import is_running, until
 
 distributed = pytest.importorskip("distributed")
 

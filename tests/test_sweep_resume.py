@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 
 from memplan.reports.row_files import Row, RowFile
 from memplan.sweeping import COLUMNS
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 SPECS = [f"{ROOT / 'tests' / 'logged_models.py'}:chain{width}" for width in range(1, 9)]
@@ -44,13 +44,6 @@ def start(folder: Path, out: str, *words: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 def until_built(folder: Path, built: int, process: subprocess.Popen[bytes]) -> None:

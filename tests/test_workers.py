@@ -17,7 +17,8 @@ import torch
 from memplan.errors import UsageError
 from memplan.processes import Died
 from memplan.workers import run_all
-from tests.tasks_for_workers import is_running, logged, logged_then_sleeping, process, raising, square, threads, until
+from tests.tasks_for_workers import logged, logged_then_sleeping, process, raising, square, threads
+from tests.waiting import is_running, until
 
 ROOT = Path(__file__).parent.parent
 

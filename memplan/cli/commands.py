@@ -227,8 +227,8 @@ def trace(
     check_k(() if k is None else (k,), (method,))
     check_runner(runner, (method,))
     with quiet(switches), progress_line() as progress:
-        from memplan.analysis import runners_of
         from memplan.methods import method_named
+        from memplan.methods.method import runners_of
         from memplan.steps import Steps
         from memplan.subject import subject_of
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from memplan.errors import UsageError
 from memplan.gate.records import Check
 from memplan.methods import METHODS
+from memplan.methods.method import runners_of
 from memplan.methods.treatments import treatment_named
 
 
@@ -32,10 +33,7 @@ def check_consistent(check: Check, own: Collection[str]) -> None:
     if "k" in own and not method.needs_k:
         takers = " or ".join(name for name, each in METHODS.items() if each.needs_k)
         raise UsageError(f"k needs a method that trains k blocks, not {method.name}; write method = {takers}")
-    if check.runner == "stock" and not method.flags:
-        raise UsageError(f"stock PyTorch cannot run {method.name} by requires_grad alone; leave out the runner")
-    if check.runner == "stock" and check.treatments:
-        raise UsageError(f"stock PyTorch cannot do {check.treatments[0]}; leave out the runner, or the treatment")
+    runners_of(method, check.runner, check.treatments)
     for name in check.treatments:
         if ":" not in name:  # one of somebody's own is looked up when it is used
             treatment_named(name)

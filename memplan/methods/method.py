@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from memplan.errors import UsageError
 from memplan.graph.records import Layer, Parameter
 from memplan.methods.plan import Gradients, Plan
 from memplan.methods.structure import Structure
@@ -67,3 +68,20 @@ def in_head(parameter: Parameter, scope: Scope) -> bool:
 def is_bias(parameter: Parameter) -> bool:
     """Whether a parameter is a bias or a norm's shift, judged by its name."""
     return parameter.name.rpartition(".")[2].endswith("bias")
+
+
+def runners_of(method: Method, runner: str | None = None, treatments: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return who runs ``method``, as asked, or by default; ``treatments`` beside its own need memplan.
+
+    Raises:
+        UsageError: stock PyTorch is asked for, and cannot run it.
+    """
+    if runner == "stock" and treatments:
+        raise UsageError(f"stock PyTorch cannot do {treatments[0]}; leave out the runner, or the treatment")
+    if runner is None and treatments:
+        return ("memplan",)
+    if runner == "stock" and not method.flags:
+        raise UsageError(f"stock PyTorch cannot run {method.name} by requires_grad alone; leave out the runner")
+    if runner is None:
+        return ("stock",) if method.flags else ("memplan",)
+    return (("stock",) if method.flags else ()) + ("memplan",) if runner == "both" else (runner,)

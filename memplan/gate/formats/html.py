@@ -46,7 +46,9 @@ WORDS: Final = (
 
 def html_text(result: GateResult, version: str) -> str:
     """Return the page of a gate's result; ``version`` is memplan's."""
-    return page("Memory gate", _heading(result), tuple(_sections(result, version)), _data(result), plain(version))
+    runs = tuple(_runs(result))
+    sections = tuple(_sections(result, runs, version))
+    return page("Memory gate", _heading(result), sections, _data(result, runs), plain(version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +66,15 @@ def _heading(result: GateResult) -> Heading:
     return Heading(plain(result.config), (count(len(result.verdicts), "check"), against))
 
 
-def _sections(result: GateResult, version: str) -> Iterator[Section]:
+def _sections(result: GateResult, runs: tuple[Run, ...], version: str) -> Iterator[Section]:
     yield _summary(result)
     if result.verdicts:
         yield Section("checks", "All checks", {"checks": tuple(_rows(result))})
-        labels = [run.label for run in _runs(result)]
-        if labels:
-            yield memory_section(labels, "limit")
+        if runs:
+            yield memory_section([run.label for run in runs], "limit")
         details = tuple(_details(place, verdict, result) for place, verdict in enumerate(result.verdicts))
         yield Section("verdicts", "Check by check", {"checks": details})
-        if labels:
+        if runs:
             yield network_section()
     yield about_section(
         _facts(result, version),
@@ -279,14 +280,14 @@ def _remarks(result: GateResult) -> Iterator[tuple[str, str]]:
             )
 
 
-def _data(result: GateResult) -> dict[str, Any]:
+def _data(result: GateResult, runs: tuple[Run, ...]) -> dict[str, Any]:
     texts = Texts()
     checks = [_check_data(verdict, texts) for verdict in result.verdicts]
     largest = max((verdict.reading.bytes for verdict in result.verdicts if verdict.reading is not None), default=0)
-    runs = tuple(_runs(result))
     # Shown first are the check that is nearest to its limit, and the first way back.
-    nearest = [place for place, run in enumerate(runs) if run.model == _nearest(result)]
-    data = runs_to_data(runs, (), chosen=nearest[:2] or [0][: len(runs)], texts=texts)
+    check = _nearest(result)
+    nearest = [place for place, run in enumerate(runs) if run.model == check][:2]
+    data = runs_to_data(runs, (), chosen=nearest or range(len(runs))[:1], texts=texts)
     return {**data, "unit": unit_for(largest), "gate": {"checks": checks}}
 
 

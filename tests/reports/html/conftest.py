@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+from benchmarks.browser import ARGUMENTS, executable
 
 #: Opens the text of a page and returns the page, when all of it is drawn.
 Opener = Callable[..., Any]
@@ -25,7 +16,7 @@ Opener = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = executable()
     if path is None:
         pytest.skip("no chromium is installed; pages are tested in a real browser only")
     playwright = pytest.importorskip(
