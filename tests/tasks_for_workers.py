@@ -6,6 +6,9 @@ import os
 import signal
 import time
 
+#: Far longer than a test waits, so that what ends sooner was ended.
+SLEEP_SECONDS = 300
+
 
 def square(number: int) -> int:
     return number * number
@@ -23,7 +26,7 @@ def logged(task: tuple[str, int, str]) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     if end == "kill parent":
         os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(SLEEP_SECONDS)
     return number
 
 
@@ -52,7 +55,7 @@ def threads(_: int) -> int:
 def sleeping(log: str) -> int:
     with open(log, "a", encoding="utf-8") as lines:
         lines.write(f"{os.getpid()}\n")
-    time.sleep(60)
+    time.sleep(SLEEP_SECONDS)
     return 0
 
 

@@ -148,7 +148,7 @@ def test_a_pickle_goes_into_a_pipe(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
     reader.start()
     write_files({"snapshot": str(pipe)}, of_step(toy_step()))
-    reader.join(timeout=10)
+    reader.join(timeout=60)
     assert pickle.loads(read[0])["segments"]
     assert pipe.is_fifo()
 

@@ -6,18 +6,12 @@ import io
 import time
 
 from memplan.reports.progress import Progress
+from tests.waiting import until
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def wait_for(stream: io.StringIO, text: str) -> None:
-    deadline = time.monotonic() + 10
-    while text not in stream.getvalue():
-        assert time.monotonic() < deadline, f"{text!r} never appeared"
-        time.sleep(0.01)
 
 
 def test_a_pipe_gets_nothing() -> None:
@@ -41,7 +35,7 @@ def test_what_takes_long_is_said_and_wiped_away() -> None:
     stream = Terminal()
     progress = Progress(stream, patience_seconds=0.01)
     progress.tell("building")
-    wait_for(stream, "building ...")
+    assert until(lambda: "building ..." in stream.getvalue())
     progress.tell("on")
     progress.close()
     progress.tell("too late")
