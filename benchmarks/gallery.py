@@ -25,8 +25,6 @@ from typing import Any, Final
 from click.testing import CliRunner
 
 from memplan.cli import main as memplan
-from memplan.memory import Timeline
-from memplan.reports.picture import Picture
 from memplan.reports.trace_events import TRACKS
 from memplan.units import format_bytes, parse_bytes
 
@@ -139,30 +137,35 @@ def peaks(ran: Ran) -> Iterator[str]:
 
 
 def answer(ran: Ran) -> Iterator[str]:
-    printed = ran.printed["after"]
-    yield from _fenced(printed[printed.index("Best plan") :].splitlines())
+    """Yield the plan in words, without the picture between what it does and what comes next."""
+    lines = ran.printed["after"].splitlines()
+    what = list(takewhile(str.strip, lines[_line_with(lines, "Best plan in ") :]))
+    yield from _fenced((*what, "", *lines[_line_with(lines, "Next: ") :]))
 
 
 def drawn_before(ran: Ran) -> Iterator[str]:
-    """Yield the picture in the terminal: the lines from the first one with an axis to the legend."""
-    lines = ran.printed["after"].splitlines()
-    first = next(place for place, line in enumerate(lines) if " MB |" in line)
-    yield from _fenced(takewhile(str.strip, lines[first:]))
+    yield from _drawn(ran.printed["after"].splitlines())
 
 
 def drawn_after(ran: Ran) -> Iterator[str]:
-    yield from _fenced(line.plain for line in Picture(_timeline(ran, "after"), "MB", BUDGET).lines(COLUMNS))
+    lines = ran.printed["after"].splitlines()
+    yield from _drawn(lines[_line_with(lines, "Best plan in ") :])
+
+
+def _drawn(lines: list[str]) -> Iterator[str]:
+    """Yield the first picture of memory over a step: the lines from the one with an axis to the legend."""
+    yield from _fenced(takewhile(str.strip, lines[_line_with(lines, " MB |") :]))
 
 
 def bars(ran: Ran) -> Iterator[str]:
     lines = ran.printed["after"].splitlines()
-    first = lines.index(f"Saved and temp of each block: {', '.join(STEPS.values())}")
+    first = _line_with(lines, f"Saved and temp of each block: {', '.join(STEPS.values())}")
     yield from _fenced(takewhile(str.strip, lines[first:]))
 
 
 def front(ran: Ran) -> Iterator[str]:
     lines = ran.printed["front"].splitlines()
-    yield from _fenced(lines[next(place for place, line in enumerate(lines) if "that no other plan" in line) :])
+    yield from _fenced(lines[_line_with(lines, "that no other plan") :])
 
 
 def pull_request(ran: Ran) -> Iterator[str]:
@@ -209,6 +212,10 @@ def _fenced(lines: Iterable[str]) -> Iterator[str]:
     yield from ("```text", *lines, "```")
 
 
+def _line_with(lines: list[str], text: str) -> int:
+    return next(place for place, line in enumerate(lines) if text in line)
+
+
 def _largest(stacks: str) -> list[str]:
     return sorted(stacks.splitlines(), key=lambda line: (int(line.rpartition(" ")[2]), line), reverse=True)[:STACKS]
 
@@ -218,13 +225,6 @@ def _operators(ran: Ran, name: str) -> list[dict[str, Any]]:
     events = json.loads((ran.folder / f"{name}.json").read_text())["traceEvents"]
     phases = {track: phase for phase, track in TRACKS.items()}
     return [{"phase": phases[event["tid"]], **event["args"]} for event in events if event.get("cat") == "op"]
-
-
-def _timeline(ran: Ran, name: str) -> Timeline:
-    moments = _operators(ran, name)
-    kinds = ("resident", "saved", "temp", "scratch")
-    columns = {kind: tuple(moment[f"{kind}_bytes"] for moment in moments) for kind in kinds}
-    return Timeline(tuple(moment["phase"] for moment in moments), **columns)
 
 
 def _showing(label: str) -> Callable[[Any], None]:

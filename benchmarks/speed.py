@@ -69,11 +69,24 @@ def depth() -> None:
     import torch
     from torch import nn
 
-    print("| layers in a stack | ops | memplan records, s | microseconds an op |\n|--:|--:|--:|--:|")
+    print("| layers in a stack | ops | memplan records, s | microseconds an op | of it blocks, s |")
+    print("|--:|--:|--:|--:|--:|")
     for layers in (24, 48, 96):
         stack = nn.Sequential(*(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True) for _ in range(layers)))
-        _, ours, _, ops = times(stack, (torch.empty(2, 16, 64),), tracker=False)
-        print(f"| {layers} | {ops} | {median(ours):.3f} | {1e6 * median(ours) / ops:.0f} |")
+        args = (torch.empty(2, 16, 64),)
+        _, ours, _, ops = times(stack, args, tracker=False)
+        row = f"| {layers} | {ops} | {median(ours):.3f} | {1e6 * median(ours) / ops:.0f} "
+        print(f"{row}| {median(block_times(stack, args)):.3f} |")
+
+
+def block_times(module: object, args: tuple[object, ...]) -> list[float]:
+    """Seconds that finding the blocks of a recorded step takes."""
+    from memplan.graph import find_blocks
+    from memplan.tracing import fake_model, record_step
+
+    step = record_step(fake_model(module, args)).step  # type: ignore[arg-type]
+    found = {"blocks": lambda: find_blocks(step.layers, step.ops, step.storages, step.parameters)}
+    return in_turn(found, STEP_RUNS)["blocks"]
 
 
 def record_times(name: str) -> tuple[list[float], list[float], list[float], int]:

@@ -157,7 +157,8 @@ def test_the_readme_shows_what_the_command_prints(tmp_path: Path) -> None:
 
 
 def _words(line: str) -> str:
-    return " ".join(re.sub(r"[0-9.,]+", "#", line).split())
+    """Return a line without its figures, and of a picture the label: how it is filled is the machine's scratch too."""
+    return " ".join(re.sub(r"[0-9.,]+", "#", line.partition(" |")[0]).split())
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

@@ -17,6 +17,7 @@ from memplan.planner.records import Budget, Upgrade
 from memplan.reports.bars import Bars, BlockRun
 from memplan.reports.console import place
 from memplan.reports.layout import Column, Columns, Paragraph
+from memplan.reports.picture import Picture
 from memplan.reports.sizes import count, elements, flops, size, unit_for
 from memplan.results import Analysis, Planned, PlannedSegment, Saving, Setting
 from memplan.units import format_bytes
@@ -48,6 +49,7 @@ def plan_report(planned: Planned, *, bars: bool = False) -> RenderableType:
             "bold green",
         ),
         *(paragraph(text, indent=2) for text in plan_facts(planned)),
+        picture(planned),
         Text(),
         segment_table(planned.segments),
     ]
@@ -64,6 +66,12 @@ def plan_report(planned: Planned, *, bars: bool = False) -> RenderableType:
     parts += remarks("as in stock PyTorch, for want of a rule", plan.untreated)
     parts += remarks("not priced", footprint.unpriced)
     return Group(*parts)
+
+
+def picture(planned: Planned) -> Picture:
+    """Return the memory over the plan's step; with the budget where that is on the peak."""
+    budget = planned.budget.bytes if planned.budget.of == "peak" else None
+    return Picture(planned.footprint.timeline, unit_for(planned.footprint.peak_bytes), budget)
 
 
 def facts(setting: Setting) -> Paragraph:
@@ -220,7 +228,9 @@ def suggestion_report(analysis: Analysis, spec: str) -> RenderableType:
         paragraph(f"savings with unchanged gradients: {exact}", indent=2),
         paragraph(f"savings that change gradients: {other}", indent=2),
         *(paragraph(text, indent=2) for text in step_lines(planned.plan)),
-        *(paragraph(text, indent=2) for text in next_lines(planned.next, planned.budget)),
+        picture(planned),
+        Text(),
+        *(paragraph(text) for text in next_lines(planned.next, planned.budget)),
         paragraph(f"Next: memplan plan {shlex.quote(spec)} --budget {_typed(planned.budget.bytes)} --out plan.json"),
     )
 

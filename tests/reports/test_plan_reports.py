@@ -21,11 +21,12 @@ from memplan.reports.diff import diff_report, differences
 from memplan.reports.explain import explain_report
 from memplan.reports.front import Plot, front_report, front_to_json
 from memplan.reports.front_picture import front_picture
-from memplan.reports.plan import plan_report, segment_table
+from memplan.reports.picture import Picture
+from memplan.reports.plan import plan_report, segment_table, suggestion_report
 from memplan.reports.plan_file import Account, Asked, account_of
 from memplan.results import PlannedSegment, SearchReport
 from tests.reports.plans import PLAN, SEGMENTS, front, planned, point
-from tests.reports.toy import shown
+from tests.reports.toy import analysis, shown
 
 ACCOUNT = account_of(planned(), Asked(spec="toy.py:chain"))
 
@@ -82,6 +83,23 @@ def test_a_plan_says_what_it_needs_and_what_is_left() -> None:
     assert "the frozen part, up to layers.0, runs 2 samples at a time" in text
     assert "trains 3.00 M of 4.00 M parameters" in text
     assert "Next: one more block, layers.0: 11.5 MB more, a budget of 91.5 MB." in text  # 91.5 - 80
+
+
+def test_the_plan_s_step_is_drawn_beneath_its_budget() -> None:
+    found = planned()
+    drawn = shown(Picture(found.footprint.timeline, "MB", 80_000_000))
+    assert drawn.startswith("\n  80.0 MB |---")
+    suggested = replace(analysis(budget_bytes=80_000_000), suggestion=found)
+    for report in (plan_report(found), suggestion_report(suggested, "toy.py:chain")):
+        assert drawn in shown(report)
+
+
+@pytest.mark.parametrize("of", ["activations", "kept"])
+def test_a_budget_on_less_than_the_peak_is_no_height_in_the_picture(of: Any) -> None:
+    found = planned(budget=Budget(80_000_000, of))
+    text = shown(plan_report(found))
+    assert shown(Picture(found.footprint.timeline, "MB")) in text
+    assert "- budget" not in text
 
 
 def test_savings_come_with_their_gradients_the_largest_first() -> None:
