@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 import memplan
 from memplan.results import Verification
 from memplan.sources.packages import is_installed
+from tests.corpus import CORPUS
 
 METHODS = ("full", "norm-last", "bias-last", "top-k", "last")
 OPTIMIZERS: tuple[dict[str, Any], ...] = (
@@ -30,10 +30,6 @@ QUICK = (
     ("timm:test_vit", {"batch_size": 2}),
     ("timm:efficientvit_m0", {"batch_size": 2}),
     ("hf:distilbert", {"input_shape": (16,), "batch_size": 2}),
-)
-
-CORPUS = sorted(
-    {line for line in (Path(__file__).parent / "corpus.txt").read_text().splitlines() if line and line[0] != "#"}
 )
 
 

@@ -28,8 +28,9 @@ from memplan.methods.treatments.record import Treatment
 from memplan.steps import Steps
 from memplan.subject import subject_of
 from tests.activation import Activation
+from tests.corpus import CORPUS
 from tests.layers.frozen_cases import Replaced
-from tests.test_accuracy import CORPUS, needs
+from tests.test_accuracy import needs
 
 #: Together they have every kind of op that default tests must meet.
 QUICK: tuple[tuple[str, dict[str, Any]], ...] = (

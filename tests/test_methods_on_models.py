@@ -17,7 +17,8 @@ from memplan.methods import METHODS
 from memplan.subject import Subject, subject_of
 from memplan.tracing.step import tensors_in
 from memplan.transform.apply import plan_of
-from tests.test_accuracy import CORPUS, OPTIMIZERS, agrees, needs
+from tests.corpus import CORPUS
+from tests.test_accuracy import OPTIMIZERS, agrees, needs
 
 MEMPLANS = [name for name in METHODS if name != "as-is"]
 

@@ -59,9 +59,10 @@ def trained(model: nn.Module, args: Any, kwargs: Any, steps: int = 3) -> dict[st
         optimizer.zero_grad()
         scalar(model(*args, **kwargs)).backward()
         optimizer.step()
-    found = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    found.update({f"{name}.grad": p.grad for name, p in model.named_parameters() if p.grad is not None})
-    return {name.removeprefix("model."): tensor for name, tensor in found.items()}
+    inner = model.model if isinstance(model, Recomputed) else model
+    found = {name: tensor.detach() for name, tensor in inner.state_dict().items()}
+    found.update({f"{name}.grad": p.grad for name, p in inner.named_parameters() if p.grad is not None})
+    return found
 
 
 def double(value: Any) -> Any:

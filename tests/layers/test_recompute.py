@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from memplan.methods.cut import FLOPS_PER_BYTE, ScheduledOp, is_repeatable, sche
 from memplan.sources.packages import import_library
 from memplan.tracing.record import trace
 from memplan.transform.measure import measure, saved_on_a_real_step
+from tests.corpus import CORPUS
 from tests.layers.recomputing import Recomputed, assert_equal_training, double, planned, scalar, trained
 from tests.tracing.networks import NETWORKS, forward_of
 
@@ -75,10 +75,7 @@ def test_two_steps_of_a_model_are_stocks_bit_for_bit(spec: str) -> None:
 
 
 @pytest.mark.corpus
-@pytest.mark.parametrize(
-    "spec",
-    sorted(line for line in set((Path(__file__).parents[1] / "corpus.txt").read_text().split("\n")) if ":" in line),
-)
+@pytest.mark.parametrize("spec", CORPUS)
 def test_a_step_of_a_model_of_the_corpus_is_stocks(spec: str) -> None:
     from memplan.subject import subject_of
 
@@ -90,6 +87,7 @@ def test_a_step_of_a_model_of_the_corpus_is_stocks(spec: str) -> None:
     found = trained(ours, args, kwargs, steps=1)
     # transformers leaves a mask of ones out when it can read it, which it cannot while it is recorded.
     assert ours.followed or spec.startswith("hf:")
+    assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=0.0, msg=name)
 

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from memplan.sources import build, resolve
 from memplan.sources.packages import is_installed
-
-SPECS = sorted(
-    {
-        line
-        for line in (Path(__file__).parents[1] / "corpus.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    }
-)
+from tests.corpus import CORPUS
 
 
 @pytest.mark.corpus
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", CORPUS)
 def test_a_model_of_the_corpus_builds_on_meta(spec: str) -> None:
     package = spec.partition(":")[0].replace("hf", "transformers")
     if not is_installed(package):

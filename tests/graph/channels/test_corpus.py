@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from memplan.graph.channels.groups import channel_groups
@@ -12,17 +10,15 @@ from memplan.memory import price
 from memplan.methods import METHODS
 from memplan.steps import Steps
 from memplan.subject import subject_of
+from tests.corpus import CORPUS
 from tests.graph.channels.pruning import prune_steps, some_kept
-
-CORPUS = Path(__file__).parents[2] / "corpus.txt"
-MODELS = sorted({line for line in CORPUS.read_text().splitlines() if line and not line.startswith("#")})
 
 #: Models in which no channels may be dropped: all that is not pinned lies between layers that state their widths.
 NONE_FREE = ("hf:gpt2",)
 
 
 @pytest.mark.corpus
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CORPUS)
 def test_a_corpus_model(name: str) -> None:
     full = METHODS["full"]
     before, after = Steps(subject_of(name)), Steps(subject_of(name))
