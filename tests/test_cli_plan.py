@@ -23,6 +23,7 @@ from memplan.reports.plan_file import account_from_json
 from memplan.transform import importance
 from memplan.units import parse_bytes
 from tests.reports.plans import front, planned
+from tests.threads import torch_threads
 
 ROOT = Path(__file__).parent.parent
 MODELS = "tests/models_for_cli.py"
@@ -200,10 +201,8 @@ def test_explaining_needs_no_torch(plan_file: Path) -> None:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """The scratch of convolutions, and so what fits a budget, depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.mark.usefixtures("one_thread")

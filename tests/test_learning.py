@@ -26,6 +26,7 @@ from benchmarks.digit_transfer import (
     pretrained,
     train,
 )
+from tests.threads import torch_threads
 
 EPOCHS = 6
 
@@ -38,10 +39,8 @@ def rate(way: Way) -> float:
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """So small tensors are slower on several threads, and far slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from memplan.reports.row_files import Row, RowFile
 from memplan.sweeping import COLUMNS, sweep
 from memplan.workers import run_all
 from tests.tasks_for_workers import logged, process, process_and_parent, raising, threads
+from tests.threads import torch_threads
 from tests.waiting import is_running, until
 
 distributed = pytest.importorskip("distributed")
@@ -104,13 +105,10 @@ def test_the_command_gives_the_rows_of_this_machine(
 
 
 def test_tasks_use_the_threads_of_this_process(scheduler: str) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(before + 1)
+    more = torch.get_num_threads() + 1
+    with torch_threads(more):
         found = [outcome for _, outcome in run_all(threads, range(4), backend="dask", scheduler=scheduler)]
-    finally:
-        torch.set_num_threads(before)
-    assert found == [before + 1] * 4
+    assert found == [more] * 4
 
 
 def test_what_the_function_raises_is_raised(scheduler: str) -> None:

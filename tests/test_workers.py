@@ -18,6 +18,7 @@ from memplan.errors import UsageError
 from memplan.processes import Died
 from memplan.workers import run_all
 from tests.tasks_for_workers import SLEEP_SECONDS, logged, logged_then_sleeping, process, raising, square, threads
+from tests.threads import torch_threads
 from tests.waiting import is_running, until
 
 ROOT = Path(__file__).parent.parent
@@ -68,12 +69,9 @@ def test_a_worker_runs_many_tasks() -> None:
 
 
 def test_workers_use_as_many_threads_as_this_process() -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(before + 1)
-        assert [outcome for _, outcome in run_all(threads, range(2), jobs=2)] == [before + 1] * 2
-    finally:
-        torch.set_num_threads(before)
+    more = torch.get_num_threads() + 1
+    with torch_threads(more):
+        assert [outcome for _, outcome in run_all(threads, range(2), jobs=2)] == [more] * 2
 
 
 def test_by_default_workers_use_the_threads_of_a_process_that_has_not_imported_torch_yet() -> None:

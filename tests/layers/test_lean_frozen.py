@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from memplan.layers.lean_frozen import REPLACEMENTS
 from memplan.methods.treatments import bias_only, lean_frozen
 from tests.layers.frozen_cases import CASES, Case, Replaced, Treated, faked_bytes, gradients, real_bytes, ruled_bytes
+from tests.threads import torch_threads
 
 TREATMENT = lean_frozen.TREATMENT
 
@@ -92,16 +93,12 @@ def test_channels_last_stays_so(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_pointwise_in_one_thread(dtype: torch.dtype) -> None:
-    threads = torch.get_num_threads()
     case = CASES["1x1"]
     x, weight, _ = case.tensors(dtype)
     x.requires_grad_()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         (expected,) = gradients(torch.conv2d(x, weight), x)
         (found,) = gradients(REPLACEMENTS[torch.conv2d](x, weight), x)
-    finally:
-        torch.set_num_threads(threads)
     rounding = 1e-10 if dtype is torch.float64 else 1e-5
     torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
     assert found.stride() == expected.stride()

@@ -18,6 +18,7 @@ from memplan.tracing.record import trace
 from memplan.transform.measure import measure, saved_on_a_real_step
 from tests.corpus import CORPUS
 from tests.layers.recomputing import Recomputed, assert_equal_training, double, planned, scalar, trained
+from tests.threads import torch_threads
 from tests.tracing.networks import NETWORKS, forward_of
 
 #: All that autograd needs of these is an input, a parameter, an output, or handed from block to block.
@@ -82,9 +83,12 @@ def test_a_step_of_a_model_of_the_corpus_is_stocks(spec: str) -> None:
     torch.manual_seed(0)
     model, args, kwargs = subject_of(spec, batch_size=2).built("cpu")
     graph = trace(model, kwargs or args).step
-    expected = trained(copy.deepcopy(model), args, kwargs, steps=1)
-    ours = Recomputed(model, schedule(graph))
-    found = trained(ours, args, kwargs, steps=1)
+    ours = Recomputed(copy.deepcopy(model), schedule(graph))
+    with torch_threads(
+        1
+    ):  # on several, gradients of what is indexed twice differ between two runs of stock PyTorch too
+        expected = trained(model, args, kwargs, steps=1)
+        found = trained(ours, args, kwargs, steps=1)
     # transformers leaves a mask of ones out when it can read it, which it cannot while it is recorded.
     assert ours.followed or spec.startswith("hf:")
     assert found.keys() == expected.keys()
