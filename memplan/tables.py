@@ -18,7 +18,7 @@ Record: TypeAlias = dict[str, Value]
 SHOWN: Final = 40
 
 #: What moves a terminal's cursor, breaks a line or turns the direction of writing; half a surrogate pair is no text.
-_UNSEEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+UNSEEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(text: str) -> str:
@@ -27,7 +27,12 @@ def plain(text: str) -> str:
     >>> plain("a\\n b\\x1b[31m")
     'a b\\\\x1b[31m'
     """
-    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], " ".join(text.split()))
+    return UNSEEN.sub(seen, " ".join(text.split()))
+
+
+def seen(found: re.Match[str]) -> str:
+    """Return what stands for a character that is not seen: a blank for a line break, else its code."""
+    return " " if found[0].isspace() else ascii(found[0])[1:-1]
 
 
 @dataclass(frozen=True, slots=True)

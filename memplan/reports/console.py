@@ -14,6 +14,7 @@ from memplan.reports.bars import Bars, BlockRun
 from memplan.reports.layers import layer_table
 from memplan.reports.layout import Column, Columns, Paragraph
 from memplan.reports.picture import Picture
+from memplan.reports.sentences import facts, machine, paragraph, remarks, title
 from memplan.reports.sizes import count, elements, flops, size, unit_for
 from memplan.results import Analysis, MethodFootprint, Setting, Verification
 from memplan.units import format_bytes
@@ -44,9 +45,9 @@ def analysis_report(
         if bars:
             parts += [Bars(compared_runs(analysis), analysis.blocks)]
         if top:
-            parts += [Text(), _title(f"Layers of {method.runner} {method.label}, by {sort}")]
+            parts += [Text(), title(f"Layers of {method.runner} {method.label}, by {sort}")]
             parts += [layer_table(method.footprint, top, sort)]
-    return Group(*parts, *_remarks("note", analysis.notes), *_remarks("not priced", analysis.unpriced))
+    return Group(*parts, *remarks("note", analysis.notes), *remarks("not priced", analysis.unpriced))
 
 
 def compared_runs(analysis: Analysis) -> tuple[BlockRun, ...]:
@@ -70,33 +71,33 @@ def verification_report(verification: Verification) -> RenderableType:
     predicted = [verification.predicted_saved_bytes, *(step.predicted_bytes for step in steps)]
     measured = [verification.measured_saved_bytes, *(step.measured_bytes for step in steps)]
     errors = ["equal" if not difference else f"{difference:+,} B", *(f"{step.error:+.2%}" for step in steps)]
-    remarks = ["byte for byte", *("steady state" if step.number > 1 else "no optimizer state yet" for step in steps)]
+    beside = ["byte for byte", *("steady state" if step.number > 1 else "no optimizer state yet" for step in steps)]
     table = Columns(
         (
             Column("", tuple(names), right=False),
             Column("predicted", tuple(format_bytes(value, unit=unit) for value in predicted)),
             Column("measured", tuple(format_bytes(value, unit=unit) for value in measured)),
             Column("error", tuple(errors)),
-            Column("", tuple(remarks), right=False, leaves=1),
+            Column("", tuple(beside), right=False, leaves=1),
         )
     )
     parts: list[RenderableType] = [
-        _facts(setting),
-        _paragraph(f"method {verification.runner} {verification.method}; optimizer {_optimizer(setting)}"),
-        _paragraph(f"{_machine(setting)}; {count(len(steps), 'real step')}, peaks are the {verification.quantity}"),
+        facts(setting),
+        paragraph(f"method {verification.runner} {verification.method}; optimizer {_optimizer(setting)}"),
+        paragraph(f"{machine(setting)}; {count(len(steps), 'real step')}, peaks are the {verification.quantity}"),
         Text(),
         table,
         Text(),
-        _paragraph(holding(verification), style=f"bold {'green' if verification.holds else 'red'}"),
+        paragraph(holding(verification), style=f"bold {'green' if verification.holds else 'red'}"),
     ]
     if verification.budget is not None and verification.budgeted_bytes is not None:
         fitting = within(verification.budget, verification.budgeted_bytes)
-        parts.append(_paragraph(fitting, style=f"bold {'green' if verification.fits else 'red'}"))
+        parts.append(paragraph(fitting, style=f"bold {'green' if verification.fits else 'red'}"))
     if verification.rss_bytes is not None:
         before = verification.rss_before_bytes
         known = "" if before is None else f", {size(before)} before the model was built"
-        parts.append(_paragraph(f"RSS of this process: high-water mark {size(verification.rss_bytes)}{known}"))
-    return Group(*parts, *_remarks("note", verification.notes))
+        parts.append(paragraph(f"RSS of this process: high-water mark {size(verification.rss_bytes)}{known}"))
+    return Group(*parts, *remarks("note", verification.notes))
 
 
 def holding(verification: Verification) -> str:
@@ -124,14 +125,14 @@ def methods_report() -> RenderableType:
     parts: list[RenderableType] = []
     for method in METHODS.values():
         runners = "stock and memplan" if method.flags else "memplan"
-        facts = (
+        told = (
             ("trains", method.summary),
             ("runner", runners),
             ("gradients", method.gradients if method.changes == "nothing" else f"{method.gradients}: {method.changes}"),
             ("needs", method.needs),
             ("source", method.source),
         )
-        parts += [_title(method.name), *(_paragraph(f"{name}: {fact}", indent=2) for name, fact in facts)]
+        parts += [title(method.name), *(paragraph(f"{name}: {fact}", indent=2) for name, fact in told)]
     return Group(*parts)
 
 
@@ -144,10 +145,10 @@ def verdict(analysis: Analysis) -> Paragraph:
         listed = ", ".join(
             f"{method.runner} {method.label} ({size(method.footprint.peak_bytes)})" for method in fitting
         )
-        return _paragraph(f"Fits in {budget}: {listed}", style="bold green")
+        return paragraph(f"Fits in {budget}: {listed}", style="bold green")
     nearest = min(analysis.methods, key=lambda method: method.footprint.peak_bytes)
     peak_bytes = nearest.footprint.peak_bytes
-    return _paragraph(
+    return paragraph(
         f"Nothing listed fits in {budget}: the nearest, {nearest.runner} {nearest.label}, needs {size(peak_bytes)}, "
         f"{size(peak_bytes - analysis.budget_bytes)} more.",
         style="bold red",
@@ -156,32 +157,18 @@ def verdict(analysis: Analysis) -> Paragraph:
 
 def _heading(analysis: Analysis) -> Iterator[Paragraph]:
     setting = analysis.setting
-    yield _facts(setting)
+    yield facts(setting)
     parameters = analysis.methods[0].footprint.parameters if analysis.methods else 0
     kind = f" in {setting.dtype}" if setting.dtype else ""
     blocks = count(len(analysis.blocks), "block") if analysis.blocks else "no blocks"
-    yield _paragraph(f"{elements(parameters)} parameters{kind}, {blocks}; optimizer {_optimizer(setting)}")
+    yield paragraph(f"{elements(parameters)} parameters{kind}, {blocks}; optimizer {_optimizer(setting)}")
     steps = count(len(analysis.methods), "step")
-    yield _paragraph(f"{_machine(setting)}; {steps} recorded in {analysis.seconds:.1f} s")
-    yield _paragraph("peaks are the allocator's, in the steady state (second step on)")
-
-
-def _facts(setting: Setting) -> Paragraph:
-    facts = Text(setting.model, style="bold").append(f" ({setting.origin})", style="not bold")
-    words = [] if setting.batch_size is None else [f"batch {setting.batch_size}"]
-    words += [", ".join(setting.inputs), "train mode" if setting.training else "eval mode"]
-    words += [] if setting.amp is None else [f"autocast {setting.amp}"]
-    return Paragraph(facts.append("".join(f"  {word}" for word in words if word), style="not bold"))
+    yield paragraph(f"{machine(setting)}; {steps} recorded in {analysis.seconds:.1f} s")
+    yield paragraph("peaks are the allocator's, in the steady state (second step on)")
 
 
 def _optimizer(setting: Setting) -> str:
     return f"{setting.optimizer} ({setting.implementation})"
-
-
-def _machine(setting: Setting) -> str:
-    machine = setting.machine
-    kind = f" {machine.instruction_set}" if machine.instruction_set else ""
-    return f"torch {machine.torch}, {machine.device}{kind}, threads {machine.threads}"
 
 
 def _methods(analysis: Analysis) -> Columns:
@@ -218,7 +205,7 @@ def _accounted(analysis: Analysis) -> Iterator[RenderableType]:
         ("parameters", "parameter_bytes"),
         ("total", "total_bytes"),
     )
-    yield _title(f"By the accounting of {name}, which is not what PyTorch needs")
+    yield title(f"By the accounting of {name}, which is not what PyTorch needs")
     yield Columns(
         (
             Column("", tuple(f"{method.runner} {method.label}" for method, _ in rows), right=False),
@@ -229,13 +216,13 @@ def _accounted(analysis: Analysis) -> Iterator[RenderableType]:
         )
     )
     for note in dict.fromkeys(note for _, account in rows for note in account.notes):
-        yield _paragraph(note, indent=2)
+        yield paragraph(note, indent=2)
 
 
 def _peak(method: MethodFootprint, unit: str, shown: int) -> Iterator[RenderableType]:
     footprint, peak = method.footprint, method.footprint.peak
-    yield _title(f"Where {method.runner} {method.label} peaks: {place(peak)}")
-    yield _paragraph(alive(peak, unit), indent=2)
+    yield title(f"Where {method.runner} {method.label} peaks: {place(peak)}")
+    yield paragraph(alive(peak, unit), indent=2)
     rows = at_peak(footprint)
     if not shown:
         return
@@ -294,21 +281,6 @@ def made_by(storage: AliveStorage) -> str:
     """Return who made a storage, in words: a layer and its op, or the parameter that it is."""
     owner = storage.layer or ("(model)" if storage.op else "the model's input")
     return f"{owner}, {short_op(storage.op)}" if storage.op else owner
-
-
-def _remarks(word: str, sentences: Iterable[str]) -> Iterator[RenderableType]:
-    for position, sentence in enumerate(sentences):
-        if position == 0:
-            yield Text()
-        yield _paragraph(f"{word}: {sentence}", style="yellow" if word == "not priced" else "")
-
-
-def _title(text: str) -> Paragraph:
-    return _paragraph(text, style="bold")
-
-
-def _paragraph(text: str, *, indent: int = 0, style: str = "") -> Paragraph:
-    return Paragraph(Text(text, style=style), indent)
 
 
 def short_op(op: str) -> str:

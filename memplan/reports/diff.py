@@ -9,8 +9,8 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 
 from memplan.methods import Plan
-from memplan.reports.plan import paragraph, title
 from memplan.reports.plan_file import Account
+from memplan.reports.sentences import paragraph, title
 from memplan.reports.sizes import count, elements, flops, size
 from memplan.results import Setting
 

@@ -13,18 +13,14 @@ from memplan.reports.layout import Column, Columns
 from memplan.reports.plan import (
     QUANTITIES,
     channel_table,
-    facts,
     kept_channels,
-    machine,
-    paragraph,
-    remarks,
     savings_table,
     segment_table,
     step_lines,
-    title,
     what_trains,
 )
 from memplan.reports.plan_file import Account
+from memplan.reports.sentences import facts, machine, paragraph, remarks, title
 from memplan.reports.sizes import count, elements, flops, size, unit_for
 from memplan.units import format_bytes
 

@@ -9,8 +9,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from memplan.reports.front_plot import Plot
-from memplan.reports.layout import Column, Columns
-from memplan.reports.plan import QUANTITIES, Hanging, facts, machine, paragraph, remarks, title
+from memplan.reports.layout import Column, Columns, Hanging
+from memplan.reports.plan import QUANTITIES
+from memplan.reports.sentences import facts, machine, paragraph, remarks, title
 from memplan.reports.sizes import count, flops, size, unit_for
 from memplan.results import Front, FrontPoint
 from memplan.units import format_bytes

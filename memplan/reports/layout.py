@@ -1,7 +1,11 @@
-"""Paragraphs that wrap, and aligned columns that give up the least important ones, when a screen is narrow."""
+"""Paragraphs that wrap, and aligned columns that give up the least important ones, when a screen is narrow.
+
+Texts may hold names of layers and files, whatever those are: nothing in them moves a cursor or breaks a line.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -9,6 +13,11 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
+
+from memplan.tables import UNSEEN, plain, seen
+
+#: A text beside columns has at least this room.
+_HANGING_WIDTH: Final = 24
 
 #: An elastic column is elided down to this width before other columns are left out.
 _ELASTIC_WIDTH: Final = 22
@@ -23,6 +32,10 @@ class Column:
     right: bool = True
     leaves: int = 0
     elastic: bool = False
+
+    def __post_init__(self) -> None:
+        """Make every cell plain."""
+        object.__setattr__(self, "cells", tuple(map(plain, self.cells)))
 
     @property
     def width(self) -> int:
@@ -91,6 +104,33 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
+class Hanging:
+    """Columns, and behind each row a text that wraps under itself, or under the row where there is little room."""
+
+    columns: Columns
+    heading: str
+    texts: tuple[str, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines."""
+        rows = list(self.columns.lines(options.max_width))
+        margin = max(row.cell_len for row in rows) + 2
+        room = options.max_width - margin
+        beside = room >= min(_HANGING_WIDTH, max(map(len, self.texts), default=0))
+        if not beside:
+            margin = self.columns.indent + 2
+            room = options.max_width - margin
+        yield Text.assemble(rows[0].plain.ljust(margin) + self.heading if beside else rows[0], style="bold")
+        for row, text in zip(rows[1:], self.texts, strict=True):
+            lines = textwrap.wrap(plain(text), max(room, 1), break_on_hyphens=False)
+            if lines and beside:
+                row.pad_right(margin - row.cell_len)
+                row.append(lines.pop(0))
+            yield row
+            yield from (Text(" " * margin + line) for line in lines)
+
+
+@dataclass(frozen=True, slots=True)
 class Paragraph:
     """Text that wraps between words, every line indented and none with blanks at its end."""
 
@@ -99,10 +139,18 @@ class Paragraph:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines."""
-        for line in self.text.wrap(console, max(options.max_width - self.indent, 1)):
+        for line in _visible(self.text).wrap(console, max(options.max_width - self.indent, 1)):
             line.rstrip()
             line.pad_left(self.indent)
             yield line
+
+
+def _visible(text: Text) -> Text:
+    shown, start = text.blank_copy(), 0
+    for found in UNSEEN.finditer(text.plain):
+        shown.append_text(text[start : found.start()]).append(seen(found))
+        start = found.end()
+    return shown.append_text(text[start:]) if start else text
 
 
 def elide(text: str, width: int) -> str:

@@ -30,17 +30,8 @@ from memplan.reports.markdown_tables import (
     segment_details,
     table_lines,
 )
-from memplan.reports.plan import (
-    QUANTITIES,
-    changes,
-    facts,
-    kept_channels,
-    machine,
-    next_lines,
-    plan_facts,
-    step_lines,
-    what_trains,
-)
+from memplan.reports.plan import QUANTITIES, changes, kept_channels, next_lines, plan_facts, step_lines, what_trains
+from memplan.reports.sentences import facts, machine
 from memplan.reports.sizes import count, elements, flops, size, unit_for
 from memplan.results import Analysis, Front, Planned, Setting, Verification
 from memplan.units import format_bytes

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from memplan.memory import Footprint
@@ -16,17 +14,15 @@ from memplan.methods.treatments import TREATMENTS
 from memplan.planner.records import Budget, Upgrade
 from memplan.reports.bars import Bars, BlockRun
 from memplan.reports.console import place
-from memplan.reports.layout import Column, Columns, Paragraph
+from memplan.reports.layout import Column, Columns, Hanging
 from memplan.reports.picture import Picture
+from memplan.reports.sentences import facts, machine, paragraph, remarks, title
 from memplan.reports.sizes import count, elements, flops, size, unit_for
-from memplan.results import Analysis, Planned, PlannedSegment, Saving, Setting
+from memplan.results import Analysis, Planned, PlannedSegment, Saving
 from memplan.units import format_bytes
 
 #: What a budget is on, in words.
 QUANTITIES = {"peak": "peak", "activations": "activations' peak", "kept": "kept for the backward"}
-
-#: A text beside columns has at least this room.
-_HANGING_WIDTH = 24
 
 #: Pruned groups that are named; the plan's file has them all.
 _SHOWN_GROUPS = 12
@@ -74,22 +70,6 @@ def picture(planned: Planned) -> Picture:
     return Picture(planned.footprint.timeline, unit_for(planned.footprint.peak_bytes), budget)
 
 
-def facts(setting: Setting) -> Paragraph:
-    """Return the line that says which model, which inputs and which mode."""
-    words = [] if setting.batch_size is None else [f"batch {setting.batch_size}"]
-    words += [", ".join(setting.inputs), "train mode" if setting.training else "eval mode"]
-    words += [] if setting.amp is None else [f"autocast {setting.amp}"]
-    text = Text(setting.model, style="bold").append(f" ({setting.origin})", style="not bold")
-    return Paragraph(text.append("".join(f"  {word}" for word in words if word), style="not bold"))
-
-
-def machine(setting: Setting) -> str:
-    """Return where the step runs, in words."""
-    where = setting.machine
-    kind = f" {where.instruction_set}" if where.instruction_set else ""
-    return f"torch {where.torch}, {where.device}{kind}, threads {where.threads}"
-
-
 def what_trains(k: int | None, blocks: int, segments: Sequence[PlannedSegment]) -> str:
     """Return which part of the model trains, in words: the last blocks and the head, or more than that."""
     if all(segment.trained for segment in segments):
@@ -114,33 +94,6 @@ def segment_table(segments: Sequence[PlannedSegment]) -> Hanging:
         )
     )
     return Hanging(columns, "treatments", tuple(", ".join(row.treatments) for row in rows))
-
-
-@dataclass(frozen=True, slots=True)
-class Hanging:
-    """Columns, and behind each row a text that wraps under itself, or under the row where there is little room."""
-
-    columns: Columns
-    heading: str
-    texts: tuple[str, ...]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the lines."""
-        rows = list(self.columns.lines(options.max_width))
-        margin = max(row.cell_len for row in rows) + 2
-        room = options.max_width - margin
-        beside = room >= min(_HANGING_WIDTH, max(map(len, self.texts), default=0))
-        if not beside:
-            margin = self.columns.indent + 2
-            room = options.max_width - margin
-        yield Text.assemble(rows[0].plain.ljust(margin) + self.heading if beside else rows[0], style="bold")
-        for row, text in zip(rows[1:], self.texts, strict=True):
-            lines = textwrap.wrap(text, max(room, 1), break_on_hyphens=False)
-            if lines and beside:
-                row.pad_right(margin - row.cell_len)
-                row.append(lines.pop(0))
-            yield row
-            yield from (Text(" " * margin + line) for line in lines)
 
 
 def kept_channels(segments: Iterable[PlannedSegment]) -> Iterator[tuple[str, int, int]]:
@@ -202,16 +155,6 @@ def changes(savings: Iterable[Saving], plan: Plan) -> tuple[str, str]:
     return ", ".join(exact) or "none", ", ".join(other) or "none"
 
 
-def title(text: str, style: str = "bold") -> Paragraph:
-    """Return a heading."""
-    return paragraph(text, style=style)
-
-
-def paragraph(text: str, *, indent: int = 0, style: str = "") -> Paragraph:
-    """Return text that wraps."""
-    return Paragraph(Text(text, style=style), indent)
-
-
 def suggestion_report(analysis: Analysis, spec: str) -> RenderableType:
     """Return what stands under an analysis with a budget: the best plan in a few lines, or why there is none."""
     planned = analysis.suggestion
@@ -246,12 +189,6 @@ def _typed(size_bytes: int) -> str:
 def notes_report(notes: Iterable[str]) -> RenderableType:
     """Return notes as they stand under a report; nothing where there is none."""
     return Group(*remarks("note", notes))
-
-
-def remarks(word: str, sentences: Iterable[str]) -> list[RenderableType]:
-    """Return sentences under an empty line, each behind a word; nothing where there is none."""
-    lines: list[RenderableType] = [paragraph(f"{word}: {sentence}") for sentence in sentences]
-    return [Text(), *lines] if lines else []
 
 
 def plan_facts(planned: Planned) -> Iterator[str]:

@@ -11,6 +11,7 @@ from rich.text import Text
 from memplan.methods import Plan
 from memplan.methods.treatments import treatment_named
 from memplan.reports.layout import Column, Columns, Paragraph
+from memplan.reports.sentences import paragraph
 from memplan.reports.sizes import count, elements, unit_for
 from memplan.results import MethodFootprint, Setting
 from memplan.units import format_bytes
@@ -37,11 +38,11 @@ def planned_report(setting: Setting, rows: tuple[MethodFootprint, MethodFootprin
     facts.append(f"{batch}  {', '.join(setting.inputs)}", style="not bold")
     return Group(
         Paragraph(facts),
-        _paragraph(f"weights: {weights}"),
-        _paragraph(f"trains: {_trained(plan, planned)}"),
-        *(_paragraph(f"treatment: {text}") for text in _treatments(plan)),
-        *(_paragraph(f"note: {note}") for note in plan.notes),
-        *(_paragraph(f"as in stock PyTorch, for want of a rule: {text}") for text in plan.untreated),
+        paragraph(f"weights: {weights}"),
+        paragraph(f"trains: {_trained(plan, planned)}"),
+        *(paragraph(f"treatment: {text}") for text in _treatments(plan)),
+        *(paragraph(f"note: {note}") for note in plan.notes),
+        *(paragraph(f"as in stock PyTorch, for want of a rule: {text}") for text in plan.untreated),
         Text(),
         table,
     )
@@ -76,7 +77,3 @@ def _treatments(plan: Plan) -> Iterator[str]:
         elif name == "recompute":
             where = count(number, "op")
         yield f"{name}, {where or count(number, 'place')}: {treatment_named(name).summary.rstrip('.')}"
-
-
-def _paragraph(text: str) -> Paragraph:
-    return Paragraph(Text(text))

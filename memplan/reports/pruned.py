@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from memplan.reports.layout import Column, Columns
-from memplan.reports.plan import facts, machine, paragraph, remarks, title
+from memplan.reports.sentences import facts, machine, paragraph, remarks, title
 from memplan.reports.sizes import count, elements, unit_for
 from memplan.results import Bottleneck, PruneResult, ShrunkGroup
 from memplan.units import format_bytes

@@ -28,8 +28,8 @@ from memplan.gate.formats.contents import (
 )
 from memplan.gate.judge import QUANTITIES, growth_text
 from memplan.gate.records import Change, GateResult, Reading, Remedy, Verdict
-from memplan.reports.layout import Column, Columns
-from memplan.reports.plan import Hanging, paragraph, title
+from memplan.reports.layout import Column, Columns, Hanging
+from memplan.reports.sentences import paragraph, title
 from memplan.reports.sizes import count
 from memplan.tables import plain
 
