@@ -30,7 +30,16 @@ from memplan.reports.markdown_tables import (
     segment_details,
     table_lines,
 )
-from memplan.reports.plan import QUANTITIES, changes, kept_channels, next_lines, plan_facts, step_lines, what_trains
+from memplan.reports.plan import (
+    QUANTITIES,
+    changes,
+    gradients,
+    headline,
+    kept_channels,
+    next_lines,
+    plan_facts,
+    step_lines,
+)
 from memplan.reports.sentences import facts, machine
 from memplan.reports.sizes import count, elements, flops, size, unit_for
 from memplan.results import Analysis, Front, Planned, Setting, Verification
@@ -70,12 +79,12 @@ def planned_markdown(planned: Planned, version: str) -> str:
     table = table_lines(
         Cells("", [prose(run.label) for run in (stock, own)], right=False),
         *footprint_columns([stock.footprint, own.footprint]),
-        Cells("gradients", ["exact", plan.gradients], right=False),
+        Cells("gradients", ["exact", gradients(plan)], right=False),
     )
     lines = [
         _facts(planned.setting),
         "",
-        f"**Best plan in {size(planned.budget.bytes)}: {what_trains(plan.k, len(planned.blocks), segments)}**",
+        f"**{headline(planned)}**",
         "",
         *table,
         "",
@@ -188,9 +197,7 @@ def _suggestion(analysis: Analysis) -> Sequence[str]:
         *next_lines(planned.next, planned.budget),
     ]
     return [
-        f"**Best plan in {size(planned.budget.bytes)}: "
-        f"{what_trains(plan.k, len(planned.blocks), planned.segments)}**; "
-        f"predicted peak {size(planned.bytes)}, gradients {plan.gradients}",
+        f"**{headline(planned)}**; predicted peak {size(planned.bytes)}, gradients {gradients(plan)}",
         "",
         *folded("What the plan does", [f"- {prose(sentence)}" for sentence in sentences]),
     ]

@@ -40,10 +40,7 @@ def plan_report(planned: Planned, *, bars: bool = False) -> RenderableType:
         ),
         paragraph(f"recorded in {recording:.1f} s, searched in {search:.1f} s"),
         Text(),
-        title(
-            f"Best plan in {size(planned.budget.bytes)}: {what_trains(plan.k, len(planned.blocks), planned.segments)}",
-            "bold green",
-        ),
+        title(headline(planned), "bold green"),
         *(paragraph(text, indent=2) for text in plan_facts(planned)),
         picture(planned),
         Text(),
@@ -68,6 +65,23 @@ def picture(planned: Planned) -> Picture:
     """Return the memory over the plan's step; with the budget where that is on the peak."""
     budget = planned.budget.bytes if planned.budget.of == "peak" else None
     return Picture(planned.footprint.timeline, unit_for(planned.footprint.peak_bytes), budget)
+
+
+def headline(planned: Planned) -> str:
+    """Return what the best plan is, in one line: what trains, and how much of the model is pruned away."""
+    trains = what_trains(planned.plan.k, len(planned.blocks), planned.segments)
+    gone = 1 - planned.footprint.parameters / max(planned.stock.parameters, 1) if _is_pruned(planned.plan) else 0
+    pruned = f", {gone:.0%} of all parameters pruned away" if gone > 0 else ""
+    return f"Best plan in {size(planned.budget.bytes)}: {trains}{pruned}"
+
+
+def gradients(plan: Plan) -> str:
+    """Return whether a plan's gradients are those of stock PyTorch, in words, and of which network."""
+    return f"{plan.gradients} for the pruned network" if _is_pruned(plan) else plan.gradients
+
+
+def _is_pruned(plan: Plan) -> bool:
+    return any(group.dropped for group in plan.pruned)
 
 
 def what_trains(k: int | None, blocks: int, segments: Sequence[PlannedSegment]) -> str:
@@ -162,12 +176,11 @@ def suggestion_report(analysis: Analysis, spec: str) -> RenderableType:
         assert analysis.no_suggestion is not None
         return Group(Text(), paragraph(f"No plan: {analysis.no_suggestion}"))
     budget = size(planned.budget.bytes)
-    trains = what_trains(planned.plan.k, len(planned.blocks), planned.segments)
     exact, other = changes(planned.savings, planned.plan)
     return Group(
         Text(),
-        title(f"Best plan in {budget}: {trains}", "bold green"),
-        paragraph(f"predicted peak {size(planned.bytes)} of {budget}; gradients {planned.plan.gradients}", indent=2),
+        title(headline(planned), "bold green"),
+        paragraph(f"predicted peak {size(planned.bytes)} of {budget}; gradients {gradients(planned.plan)}", indent=2),
         paragraph(f"savings with unchanged gradients: {exact}", indent=2),
         paragraph(f"savings that change gradients: {other}", indent=2),
         *(paragraph(text, indent=2) for text in step_lines(planned.plan)),

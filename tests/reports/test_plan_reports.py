@@ -134,6 +134,18 @@ def test_what_trains_is_said(k: int, trained: tuple[bool, ...], said: str) -> No
     assert f"80.0 MB: {said}" in words(plan_report(planned(plan=replace(PLAN, k=k), segments=segments)))
 
 
+def test_what_is_pruned_away_is_said_before_all_else_and_gradients_are_of_the_rest() -> None:
+    found = planned()
+    smaller = replace(found, footprint=replace(found.footprint, parameters=3_000_000))  # of stock's 4,000,000
+    suggested = replace(analysis(budget_bytes=80_000_000), suggestion=smaller)
+    said = "Best plan in 80.0 MB: the last 2 of 3 blocks and the head train, 25% of all parameters pruned away"
+    for report in (plan_report(smaller), suggestion_report(suggested, "chain")):
+        assert said in words(report)
+    assert "gradients approximate for the pruned network" in words(suggestion_report(suggested, "chain"))
+    whole = replace(found, plan=replace(PLAN, pruned=()))
+    assert "pruned" not in words(suggestion_report(replace(suggested, suggestion=whole), "chain"))
+
+
 def test_savings_that_change_gradients_are_told_by_the_treatments_themselves() -> None:
     text = words(plan_report(planned(savings=())))
     assert "savings that change gradients: signed-mask, shift-only, prune" in text

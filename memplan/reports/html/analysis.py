@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from memplan.reports.console import place, verdict
 from memplan.reports.html.embedded import Run, runs_to_data
 from memplan.reports.html.page import page
-from memplan.reports.html.plans import plan_figures, plan_headline, plan_section, plan_sentences
+from memplan.reports.html.plans import plan_figures, plan_section, plan_sentences
 from memplan.reports.html.sections import (
     ASSUMPTIONS,
     Figure,
@@ -22,6 +22,7 @@ from memplan.reports.html.sections import (
     setting_facts,
     summary_section,
 )
+from memplan.reports.plan import headline
 from memplan.reports.sizes import size
 from memplan.results import Analysis, MethodFootprint
 
@@ -95,13 +96,13 @@ def _summary(analysis: Analysis, chosen: tuple[int, ...]) -> Section:
     suggestion, budget = analysis.suggestion, analysis.budget_bytes
     if suggestion is not None:
         sentences = (verdict(analysis).text.plain, *plan_sentences(suggestion))
-        return summary_section(plan_headline(suggestion), sentences, plan_figures(suggestion), good=True)
+        return summary_section(headline(suggestion), sentences, plan_figures(suggestion), good=True)
     rows = [analysis.methods[place] for place in chosen]
     figures = [Figure(f"peak, {_label(row)}", row.footprint.peak_bytes) for row in rows]
     first = f"{_label(rows[0])} peaks in {place(rows[0].footprint.peak)}."
     if budget is None:
-        headline = f"{_label(rows[0])} peaks at {size(rows[0].footprint.peak_bytes)}"
-        return summary_section(headline, (first,), figures)
+        answer = f"{_label(rows[0])} peaks at {size(rows[0].footprint.peak_bytes)}"
+        return summary_section(answer, (first,), figures)
     figures.append(Figure("budget", budget))
     reason = () if analysis.no_suggestion is None else (f"No plan: {analysis.no_suggestion}.",)
     return summary_section(verdict(analysis).text.plain, (*reason, first), figures, good=analysis.fits)

@@ -25,12 +25,13 @@ from memplan.reports.html.sections import (
 )
 from memplan.reports.plan import (
     QUANTITIES,
+    gradients,
+    headline,
     kept_channels,
     next_lines,
     plan_facts,
     savings_table,
     segment_table,
-    what_trains,
 )
 from memplan.reports.sizes import size
 from memplan.results import Planned
@@ -44,7 +45,7 @@ def planned_page(planned: Planned, version: str) -> str:
     runs = runs_of(planned)
     labels = [run.label for run in runs]
     sections = (
-        summary_section(plan_headline(planned), plan_sentences(planned), plan_figures(planned), good=True),
+        summary_section(headline(planned), plan_sentences(planned), plan_figures(planned), good=True),
         memory_section(labels),
         layers_section(),
         network_section(),
@@ -85,21 +86,16 @@ def plan_figures(planned: Planned) -> Iterator[Figure]:
     yield Figure(f"budget{what}", planned.budget.bytes, f"{size(planned.margin_bytes)} to spare")
 
 
-def plan_headline(planned: Planned) -> str:
-    """Return what the best plan is, in one line."""
-    trains = what_trains(planned.plan.k, len(planned.blocks), planned.segments)
-    return f"Best plan in {size(planned.budget.bytes)}: {trains}"
-
-
 def plan_sentences(planned: Planned) -> Iterator[str]:
     """Yield what a plan needs and does, as a terminal has it."""
-    yield from map(sentence, (*plan_facts(planned), f"gradients are {planned.plan.gradients}"))
+    yield from map(sentence, (*plan_facts(planned), f"gradients are {gradients(planned.plan)}"))
 
 
 def plan_tables(planned: Planned) -> Iterator[Table]:
     """Yield what is done to each segment, what each saving bought, and the channels that are kept."""
     done = segment_table(planned.segments)
-    yield table_of("What is done where", done.columns, done.heading, done.texts)
+    caption = "What is done where: a block keeps what it is handed too, and not what it hands on"
+    yield table_of(caption, done.columns, done.heading, done.texts)
     if planned.savings:
         yield table_of("What each saving bought", savings_table(planned.savings))
     pruned = kept_channels(planned.segments)
