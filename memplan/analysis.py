@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from memplan.errors import BudgetError, UsageError, known
+from memplan.errors import BudgetError, NothingTrainsError, UsageError, known
 from memplan.memory import price
 from memplan.memory.accounting import ACCOUNTINGS, account
 from memplan.memory.optimizers import optimizer_rule
@@ -41,6 +41,7 @@ def analyze(
     accounting: str | None = None,
     budget: int | str | None = None,
     suggest: bool = False,
+    lenient: bool = False,
     device: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
     **subject: Any,
@@ -63,6 +64,7 @@ def analyze(
         budget: bytes, or text such as ``"64MB"``, that the allocator's peak must not exceed.
         suggest: whether the best plan for the budget is looked for too, as :func:`memplan.plan` does; with approximate
             gradients only where nothing else fits.
+        lenient: whether a method that trains nothing of this model is left out, with a note, as ``"all"`` does.
         device: where the step would run; by default where the model is, the CPU for a spec.
         progress: told what is being done, for whoever shows it.
         **subject: ``batch_size``, ``input_shape``, ``classes``, ``dtype``, ``weights``, ``training``, ``amp``,
@@ -72,6 +74,7 @@ def analyze(
     Raises:
         UsageError: a name, size or combination that cannot be understood.
         AnalysisError: the model cannot be loaded or recorded.
+        NothingTrainsError: a method trains nothing of this model, or each of them where that is left out.
     """
     budget_bytes = budget_in_bytes(budget)
     optimizer_rule(optimizer)
@@ -91,18 +94,25 @@ def analyze(
     progress(f"building {about.name}")
     steps = Steps(about, device)
     setting = setting_of(about, steps, optimizer, implementation_of(foreach, steps.model.device.type))
-    rows = []
+    rows: list[MethodFootprint] = []
+    left_out: dict[str, NothingTrainsError] = {}
     started = time.perf_counter()
     for method, blocks, who in _rows(chosen, k, runner, steps, treatments, several=everything):
         progress(f"recording {about.name}: {who} {method.name}")
-        ran = steps.by_runner(
-            who,
-            method,
-            blocks,
-            treatments=treatments,
-            optimizer=optimizer,
-            implementation=setting.implementation,
-        )
+        try:
+            ran = steps.by_runner(
+                who,
+                method,
+                blocks,
+                treatments=treatments,
+                optimizer=optimizer,
+                implementation=setting.implementation,
+            )
+        except NothingTrainsError as error:
+            if not lenient and not everything:
+                raise
+            left_out[method.name] = error
+            continue
         plan, how = ran.plan, ran.implementation
         footprint = price(ran.step, optimizer, how, alive=len(ran.step.storages))
         fits = None if budget_bytes is None else footprint.peak_bytes <= budget_bytes
@@ -117,7 +127,10 @@ def analyze(
             )
         )
     seconds = time.perf_counter() - started
+    if not rows:
+        raise next(iter(left_out.values()))
     notes = tuple(dict.fromkeys(_notes(about, steps, rows)))
+    notes += tuple(f"{name} is left out: it trains no parameter of this model" for name in left_out)
     suggestion, reason = None, None
     if suggest and budget_bytes is not None:
         request = Request(

@@ -27,6 +27,10 @@ class AnalysisError(MemplanError):
     exit_code = 3
 
 
+class NothingTrainsError(AnalysisError):
+    """A method trains no parameter of the model."""
+
+
 class BudgetError(MemplanError):
     """The request is clear and the model can be analysed, but nothing that is allowed fits the budget."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from memplan.errors import AnalysisError, MemplanError, UsageError
+from memplan.errors import AnalysisError, MemplanError, NothingTrainsError, UsageError
 from memplan.graph.blocks import find_blocks, located_blocks
 from memplan.graph.head import end_of_module, head_layers, layers_above, parameters_used
 from memplan.graph.records import Block
@@ -106,7 +106,7 @@ class Steps:
 
         Raises:
             UsageError: ``k`` does not fit the model.
-            AnalysisError: the method trains nothing of this model.
+            NothingTrainsError: the method trains nothing of this model.
         """
         names = [name for name, _ in self.model.module.named_parameters()]
         if method.name == "as-is":
@@ -117,7 +117,7 @@ class Steps:
         scope = self._scope(graph, method, k)
         chosen = frozenset(parameter.name for parameter in graph.parameters if method.trains(parameter, scope))
         if not chosen:
-            raise AnalysisError(f"method {method.name!r} trains no parameter of this model; use full or as-is")
+            raise NothingTrainsError(f"method {method.name!r} trains no parameter of this model; use full or as-is")
         return chosen
 
     def step(self, method: Method, k: int | None = None) -> StepGraph:

@@ -124,6 +124,7 @@ def analyze(
             k=k or None,
             treatments=treatments,
             suggest=options["budget"] is not None,
+            lenient=not methods,
             progress=progress,
             **subject_options(options),
         )
