@@ -123,7 +123,7 @@ def _candidates(planning: Planning, table: Table) -> Iterator[_Candidate]:
     how = "in-backward" if fused else planning.setting.implementation
     exact = table.exact()
     for kind in (exact, table) if len(exact.trained) < len(table.trained) else (exact,):
-        for depth in range(1, table.count + 1):
+        for depth in range(planning.rehearsal.least_depth, table.count + 1):
             split = wanted.split and wanted.batch > 1 and depth < table.count
             for samples in (1, None) if split else (None,):
                 share = 1.0 if samples is None else samples / wanted.batch

@@ -236,12 +236,16 @@ class Planning:
                 raise UsageError(f"{name} must be from 0 to {blocks}, the blocks of this model, not {value}")
         # With all blocks the stem may train too.
         most = count if request.k is None or request.k == blocks else request.k + 1
-        least = request.k if request.k is not None else request.min_k or 0
+        least = (request.k if request.k is not None else request.min_k or 0) + 1
+        if most < rehearsal.least_depth:
+            raise UsageError(
+                f"k {request.k} trains no parameter of this model; use {rehearsal.least_depth - 1} or more"
+            )
         stock = rehearsal.stock_footprint
         allows = request.terms.allows
         return Wanted(
             budget=request.budget,
-            least_depth=least + 1,
+            least_depth=max(least, rehearsal.least_depth),
             most_depth=most,
             prefer=request.prefer,
             fused=(False, True) if allows("fused-update") else (False,),

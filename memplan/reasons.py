@@ -121,8 +121,8 @@ def _levers(search: Search, rehearsal: Rehearsal, choice: Choice, floor: int) ->
     fixed = table.constant_bytes(depth, how)
     if wanted.batch > 1:
         yield "--batch-size 1", round((floor - fixed) * (1 - 1 / wanted.batch))
-    if wanted.least_depth > 1:
-        lower = search.within(1, wanted.least_depth - 1).smallest()[1]
+    if wanted.least_depth > rehearsal.least_depth:
+        lower = search.within(rehearsal.least_depth, wanted.least_depth - 1).smallest()[1]
         yield "fewer trained blocks", floor - lower
     if not rehearsal.int8:
         yield "--allow frozen-int8", rehearsal.frozen_weight_bytes(depth) * 3 // 4

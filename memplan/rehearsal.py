@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-from memplan.errors import AnalysisError
+from memplan.errors import AnalysisError, NothingTrainsError
 from memplan.graph.blocks import located_blocks
 from memplan.graph.head import end_of_module
 from memplan.graph.step_graph import StepGraph
@@ -95,6 +95,17 @@ class Rehearsal:
     @cached_property
     def _segments(self) -> Segments:
         return Segments(self.stock)
+
+    @cached_property
+    def least_depth(self) -> int:
+        """The least segments that train a parameter: more than the head of a model that has none, as a backbone has."""
+        return next((depth for depth in range(1, self.count) if self._trains(depth)), self.count)
+
+    def _trains(self, depth: int) -> bool:
+        try:
+            return bool(self.trained(depth))
+        except NothingTrainsError:
+            return False
 
     def segment_name(self, index: int) -> tuple[str, str]:
         """Return what a segment is called, and the path of its block; what lies below and above the blocks has none."""
@@ -199,8 +210,8 @@ class Rehearsal:
 
     @cached_property
     def _alone(self) -> StepGraph:
-        """The step in which the head alone trains, and the rest runs as a frozen part does."""
-        return self._run(self._assembled(Choice((PLAIN,))))
+        """The step in which the head alone trains, or what can instead, and the rest runs as a frozen part does."""
+        return self._run(self._assembled(Choice((PLAIN,) * self.least_depth)))
 
     def _handed(self) -> tuple[int, ...]:
         """Return the bytes that each segment is handed by those below it."""

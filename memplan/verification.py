@@ -17,6 +17,7 @@ from memplan.results import MeasuredStep, Verification
 from memplan.setting import budget_in_bytes, implementation_of, setting_of
 from memplan.steps import RunnerStep, Steps, choose_trained
 from memplan.subject import AMP_DTYPES, subject_of
+from memplan.tracing.step import gradients_on
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,7 +104,7 @@ def verify(
     progress(f"running {steps} real steps of {about.name}")
     reset_high_water_mark()
     before = high_water_mark() if rss else None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), gradients_on():
         torch.manual_seed(seed)
         module, args, kwargs = about.built("cpu")
         if plan is None or who == "stock":

@@ -409,6 +409,30 @@ def test_a_model_without_blocks_trains_its_head_or_all() -> None:
         memplan.plan(model, image, budget=10_000)
 
 
+def backbone() -> nn.Module:
+    """Blocks, and behind them nothing that could train."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+
+def test_a_backbone_without_a_head_trains_its_last_block_at_least() -> None:
+    model, inputs = backbone(), torch.randn(2, 6, 16)
+    least = memplan.plan(model, inputs, budget=48_000)
+    assert least.plan.k == 1
+    assert {name.split(".")[1] for name in least.plan.trained} == {"2"}
+    found = memplan.verify(model, inputs, method=least.plan, budget=48_000)
+    assert found.saved_equal
+    assert found.fits
+    assert memplan.plan(model, inputs, budget="1MB").plan.k == 3
+    assert memplan.pareto(model, inputs).points[0].k == 1
+    assert memplan.plan(model, inputs, budget=55_000, runner="stock").plan.k == 1
+    with pytest.raises(BudgetError, match="needs at least"):
+        memplan.plan(model, inputs, budget=10_000)
+    with pytest.raises(UsageError, match="k 0 trains no parameter of this model; use 1 or more"):
+        memplan.plan(model, inputs, budget="1MB", k=0)
+
+
 def test_the_user_s_module_stays_as_it_is() -> None:
     model = net()
     model.stem.requires_grad_(False)

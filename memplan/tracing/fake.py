@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from memplan.errors import AnalysisError, MemplanError, UsageError
 from memplan.graph.records import Layer
 from memplan.tracing.recorder import Recorder
+from memplan.tracing.step import gradients_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +139,10 @@ def _fake(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device) -> t
     if tensor.layout is not torch.strided:
         with mode:
             return mode.from_tensor(tensor)
-    fake = FakeTensor(
-        mode, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"), device
-    )
-    if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
-    return fake.requires_grad_(tensor.requires_grad)
+    with gradients_on():
+        fake = FakeTensor(
+            mode, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"), device
+        )
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        return fake.requires_grad_(tensor.requires_grad)

@@ -30,16 +30,23 @@ def run_step(
 
     Gradients must be absent before, as ``optimizer.zero_grad()`` at the top of a loop leaves them. When nothing
     requires a gradient the backward is left out. ``enter`` is told each phase as it begins; ``amp`` runs forward and
-    loss under autocast with that dtype.
+    loss under autocast with that dtype. Modes of whoever calls, such as ``torch.no_grad``, do not matter.
     """
-    enter("forward")
-    with _autocast(args, kwargs, amp):
-        output = model(*args, **kwargs)
-        enter("loss")
-        value = mean_loss(output) if loss is None else _scalar(loss(output))
-    enter("backward")
-    if value is not None and value.requires_grad:
-        value.backward()  # type: ignore[no-untyped-call]
+    device = next((tensor.device.type for tensor in tensors_in((args, kwargs))), "cpu")
+    with gradients_on(), torch.autograd.set_detect_anomaly(False), _not_under_autocast(device):
+        enter("forward")
+        with contextlib.nullcontext() if amp is None else torch.autocast(device, amp):
+            output = model(*args, **kwargs)
+            enter("loss")
+            value = mean_loss(output) if loss is None else _scalar(loss(output))
+        enter("backward")
+        if value is not None and value.requires_grad:
+            value.backward()  # type: ignore[no-untyped-call]
+
+
+def gradients_on() -> torch.inference_mode:
+    """Return a context in which gradients are recorded, whatever surrounds it, and tensors made that can have them."""
+    return torch.inference_mode(False)
 
 
 def _scalar(value: Any) -> torch.Tensor:
@@ -108,8 +115,6 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(getattr(value, entry.name))
 
 
-def _autocast(args: tuple[Any, ...], kwargs: Mapping[str, Any], amp: torch.dtype | None) -> Any:
-    if amp is None:
-        return contextlib.nullcontext()
-    device = next((tensor.device.type for tensor in tensors_in((args, kwargs))), "cpu")
-    return torch.autocast(device, amp)
+def _not_under_autocast(device: str) -> Any:
+    around = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if around else contextlib.nullcontext()
