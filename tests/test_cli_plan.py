@@ -185,6 +185,28 @@ def test_plans_are_explained_and_compared(plan_file: Path, tmp_path: Path) -> No
     assert "  optimizer: momentum -> sgd\n" in differ.stdout
 
 
+def test_a_plan_is_for_the_machine_that_is_named_wherever_it_is_made(tmp_path: Path) -> None:
+    """What fits with one thread need not with sixteen: kernels take scratch for each."""
+    stock = {}
+    for threads in ("1", "16"):
+        machine = ("--threads", threads, "--instruction-set", "AVX2")
+        stock[threads] = json.loads(invoke("analyze", NET, "--method", "full", *machine, "--json", "-").stdout)
+        file = tmp_path / f"{threads}.json"
+        result = invoke("plan", NET, "--budget", "11MB", *machine, "--out", str(file))
+        assert (result.exit_code, result.stderr) == (0, "")
+        made_for = account_from_json(file.read_text()).made_for.machine
+        assert (made_for.threads, made_for.instruction_set) == (int(threads), "AVX2")
+        assert f"cpu AVX2, threads {threads}" in " ".join(result.stdout.split())
+    peaks = {threads: data["methods"][0]["peak_bytes"] for threads, data in stock.items()}
+    assert peaks["1"] < peaks["16"]
+    for threads, peak in peaks.items():
+        verdict = memplan.check(NET, limit="1GB", threads=int(threads), instruction_set="AVX2")
+        assert verdict.reading is not None
+        assert verdict.reading.predicted_bytes == peak
+    for arguments in (("--threads", "0"), ("--instruction-set", "AVX3")):
+        assert invoke("analyze", NET, *arguments).exit_code == 2
+
+
 def test_explaining_needs_no_torch(plan_file: Path) -> None:
     """All of it is in the file: nothing is recorded, and the seconds of that import are not spent."""
     code = (

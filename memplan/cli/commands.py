@@ -18,6 +18,7 @@ from memplan.cli.gating import gate
 from memplan.cli.options import (
     BARS_OPTION,
     K_OPTION,
+    MACHINE_OPTIONS,
     METHOD_OPTION,
     MODEL_OPTIONS,
     PLAN_ARGUMENT,
@@ -29,6 +30,7 @@ from memplan.cli.options import (
     accountings,
     check_k,
     check_runner,
+    machine_asked,
     method_names_and_all,
     sorts,
     subject_options,
@@ -69,7 +71,7 @@ def main() -> None:
 
 @main.command()
 @with_options(MODEL_OPTIONS)
-@with_options(STEP_OPTIONS)
+@with_options((*STEP_OPTIONS, *MACHINE_OPTIONS))
 @click.option("--budget", metavar="SIZE", help="Bytes that the peak must not exceed: 64MB is 64,000,000, 64MiB more.")
 @click.option(
     "--method",
@@ -115,7 +117,7 @@ def analyze(
     chosen = "all" if "all" in methods else methods or usual
     check_k(k, chosen)
     check_runner(options["runner"], chosen)
-    with quiet(switches), progress_line() as progress:
+    with quiet(switches), progress_line() as progress, machine_asked(options):
         from memplan.analysis import analyze as analyze_model
 
         analysis: Analysis = analyze_model(

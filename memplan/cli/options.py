@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -123,6 +124,13 @@ def accountings() -> Iterable[str]:
     return ACCOUNTINGS
 
 
+def instruction_sets() -> Iterable[str]:
+    """Return the instruction sets that PyTorch has kernels for."""
+    from memplan.graph.records import INSTRUCTION_SETS
+
+    return INSTRUCTION_SETS
+
+
 def sorts() -> Iterable[str]:
     """Return what layers can be sorted by."""
     from memplan.reports.layers import SORTS
@@ -177,6 +185,14 @@ STEP_OPTIONS: Final = (
         "--optimizer", type=Named("optimizer", optimizer_names), default="sgd", show_default=True, help="Who updates."
     ),
     click.option("--foreach/--no-foreach", default=None, help="Update all parameters at once, or one by one."),
+)
+MACHINE_OPTIONS: Final = (
+    click.option("--threads", type=Whole(), help="Of the machine that steps are priced for.  [default: as here]"),
+    click.option(
+        "--instruction-set",
+        type=Named("instruction set", instruction_sets),
+        help="Of that machine, whose kernels take more or less scratch.  [default: as here]",
+    ),
 )
 #: The measures of a channel's importance, which torch is needed to look up.
 IMPORTANCES: Final = ("l1", "l2", "bn-scale", "taylor", "fisher", "uniform")
@@ -276,6 +292,22 @@ def subject_options(options: dict[str, Any]) -> dict[str, Any]:
 
         options["loss"] = import_function(loss, "--loss")
     return options
+
+
+@contextlib.contextmanager
+def machine_asked(options: dict[str, Any]) -> Iterator[None]:
+    """Take the options of the machine out of ``options``, and price steps for it while the context lasts."""
+    threads, instruction_set = options.pop("threads"), options.pop("instruction_set")
+    if threads is None and instruction_set is None:
+        yield
+        return
+    import torch
+
+    from memplan.tracing.machine import machine_of, named_machine
+
+    here = machine_of(torch.device("cpu"))
+    with named_machine(here.threads if threads is None else threads, instruction_set or here.instruction_set):
+        yield
 
 
 def check_k(k: tuple[int, ...], methods: Iterable[str]) -> None:

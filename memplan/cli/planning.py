@@ -13,6 +13,7 @@ from memplan.cli.contents import of_front, of_plan
 from memplan.cli.files import REPORTS, VIEWERS, file_options, take_files, write_files
 from memplan.cli.options import (
     BARS_OPTION,
+    MACHINE_OPTIONS,
     MODEL_OPTIONS,
     PLANNED_MODEL_OPTIONS,
     PRUNING_OPTIONS,
@@ -22,6 +23,7 @@ from memplan.cli.options import (
     Whole,
     calibration_from,
     check_importance,
+    machine_asked,
     runner_names,
     subject_options,
     with_options,
@@ -63,7 +65,7 @@ TERMS: Final = (
 
 @click.command()
 @with_options(PLANNED_MODEL_OPTIONS)
-@with_options(STEP_OPTIONS)
+@with_options((*STEP_OPTIONS, *MACHINE_OPTIONS))
 @click.option("--budget", metavar="SIZE", help="Bytes that must not be exceeded: 64MB is 64,000,000, 64MiB more.")
 @click.option("--budget-of", type=QUANTITY, default="peak", show_default=True, help="What the budget is on.")
 @click.option(
@@ -109,7 +111,7 @@ def plan(
         check_new(out, replace=force)
     _check(options, fix)
     asked = _asked(model, options)
-    with quiet(switches), progress_line() as progress:
+    with quiet(switches), progress_line() as progress, machine_asked(options):
         from memplan.planning import plan as find_plan
 
         calibration = calibration_from(options.pop("calibration"))
@@ -137,7 +139,7 @@ def plan(
 
 @click.command()
 @with_options(MODEL_OPTIONS)
-@with_options(STEP_OPTIONS)
+@with_options((*STEP_OPTIONS, *MACHINE_OPTIONS))
 @click.option("--of", type=QUANTITY, default="peak", show_default=True, help="What of the memory counts.")
 @with_options(TERMS)
 @click.option("--points", type=Whole(), default=16, show_default=True, help="Plans at most; each is recorded.")
@@ -161,7 +163,7 @@ def pareto(
             if Path(file).exists() and not Path(file).is_file():
                 raise UsageError(f"cannot draw to {file!r}: it is no regular file; name another one")
         check_pictures()
-    with quiet(switches), progress_line() as progress:
+    with quiet(switches), progress_line() as progress, machine_asked(options):
         from memplan.front import pareto as find_front
 
         front = find_front(model, progress=progress, **subject_options(options))
