@@ -8,7 +8,10 @@ from typing import Any
 
 import networkx
 import pytest
+import torch
+from torch import nn
 
+import memplan
 from memplan.graph import Block, StepGraph, TensorView
 from memplan.memory import Footprint, price
 from memplan.methods import Plan
@@ -240,6 +243,88 @@ def test_another_look_at_the_input_is_handed_on() -> None:
     toy = Toy({})
     graph = toy.graph(toy.conv("head", toy.view("flat", toy.input)))
     assert named_edges(layer_network(graph, footprint(graph))) == {("flat", "head")}
+
+
+def edges_of(module: nn.Module, *shape: int) -> set[tuple[str, str]]:
+    (full,) = memplan.analyze(module, torch.empty(shape), methods=("full",)).methods
+    assert full.step is not None
+    return named_edges(layer_network(full.step, full.footprint))
+
+
+def test_the_residuals_of_a_transformer_are_from_where_the_values_are() -> None:
+    """Attention turns what it reads and a linear layer flattens it: both look for themselves."""
+    edges = edges_of(nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2), 2, 6, 16)
+    assert {
+        ("layers.0.norm2", "layers.1"),
+        ("layers.0.norm2", "layers.1.self_attn"),
+        ("layers.1.dropout1", "layers.1"),
+        ("layers.1.norm1", "layers.1 (3)"),
+    } <= edges
+    assert not edges & {("layers.1.self_attn", "layers.1"), ("layers.1.linear1", "layers.1 (3)")}
+
+
+def test_layers_that_flatten_the_same_value_for_themselves_hand_nothing_to_each_other() -> None:
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.query, self.key = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(x)
+            return x + self.query(x) * self.key(x)
+
+    assert edges_of(Products(), 2, 3, 8) == {
+        ("norm", "query"),
+        ("norm", "key"),
+        ("norm", "(model)"),
+        ("query", "(model)"),
+        ("key", "(model)"),
+    }
+
+
+def test_a_view_that_a_layer_makes_anew_of_what_it_reads_is_still_the_writers() -> None:
+    """Attention without a batch adds an axis, and its linear layer takes it away again."""
+
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.attention = nn.Linear(8, 8), nn.MultiheadAttention(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            return x + self.attention(x, x, x)[0]
+
+    assert edges_of(Alone(), 5, 8) == {("embed", "attention"), ("embed", "(model)"), ("attention", "(model)")}
+
+
+def test_modules_that_only_look_stay_in_the_chain() -> None:
+    chain = nn.Sequential(nn.Linear(8, 12), nn.Unflatten(1, (3, 4)), nn.Flatten(), nn.Linear(12, 4))
+    assert edges_of(chain, 2, 8) == {("0", "1"), ("1", "2"), ("2", "3")}
+
+
+def test_a_part_of_a_look_is_from_who_looked() -> None:
+    class ClassToken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.tokens, self.head = nn.Conv2d(1, 4, 2), nn.Flatten(2), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.tokens(self.embed(x))[:, :, 0])
+
+    assert edges_of(ClassToken(), 2, 1, 4, 4) == {("embed", "tokens"), ("tokens", "head")}
+
+
+def test_what_is_written_into_a_look_is_from_the_writer_then() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.flat, self.head = nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.relu(self.flat(self.stem(x))))
+
+    assert edges_of(Fixed(), 2, 1, 4, 4) == {("stem", "flat"), ("flat", "relu"), ("relu", "head")}
 
 
 NAMES = ['say "hi"', "back\\slash \\N", "<b>&amp;</b>", "a\nb", "\x00\x08", "\ud800", "]]>", "{a|b}", "-> 1", "\u2028é"]
