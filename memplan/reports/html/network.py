@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from memplan.graph.blocks import find_blocks, located_blocks
@@ -72,14 +72,33 @@ def network_of(graph: StepGraph, layers: networkx.DiGraph[int], blocks: tuple[Bl
         if graph.layers[index].path
     }
     network = Network((*names, NOWHERE), (), (), tuple(layers.edges), places)
-    inside: list[int] = []
-    for node, path in layers.nodes(data="path"):
-        # The model's own ops stand where what they read is from.
-        before = (inside[source] for source in layers.predecessors(node) if source < node)
-        segment = network.segment_of(path)
-        inside.append(max(before, default=0) if segment == len(names) else segment)
     calls = tuple(path for _, path in layers.nodes(data="path"))
-    return Network(network.segments, calls, tuple(inside), network.edges, places)
+    return replace(network, calls=calls, inside=_inside(network, layers, [network.segment_of(path) for path in calls]))
+
+
+def _inside(network: Network, layers: networkx.DiGraph[int], own: Sequence[int]) -> tuple[int, ...]:
+    """Return the segment of each call; ``own`` has those of modules, and ``NOWHERE`` for the model's own ops.
+
+    These stand where what they read is from, as the addition to which a value goes round a block. Those in which
+    branches meet, none of which reads another, stand with the module that reads on.
+    """
+    nowhere = len(network.segments) - 1
+    after = [nowhere - 1] * len(own)  # by call: the segment of the modules that read on
+    for node in reversed(range(len(own))):
+        following = (own[target] if own[target] < nowhere else after[target] for target in layers.successors(node))
+        after[node] = min(following, default=nowhere - 1)
+    inside: list[int] = []
+    read = set[tuple[int, int]]()  # pairs of segments: modules of the second read what is from the first
+    for node, segment in enumerate(own):
+        before = {inside[source] for source in layers.predecessors(node) if source < node}
+        if segment < nowhere:
+            read.update((each, segment) for each in before)
+            inside.append(segment)
+            continue
+        last = max(before, default=0)
+        meet = any((each, last) not in read for each in before - {last})
+        inside.append(max(last, after[node]) if meet else last)
+    return tuple(inside)
 
 
 def layer_states(footprint: Footprint, nodes: Iterable[dict[str, Any]] = ()) -> dict[str, LayerState]:
