@@ -17,6 +17,7 @@ from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import Plan
 from memplan.reports.calls import Call, calls_of, handed_on
 from memplan.reports.sizes import size
+from memplan.tables import plain
 
 if TYPE_CHECKING:
     import networkx
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 #: Light colours, told apart by those who see fewer.
 _FILLS: Final = {"trained": "#cfe3f7", "frozen": "#e6e6e6", "": "#ffffff"}
 
-#: What neither XML nor a line of DOT takes: control characters, halves of surrogate pairs, and no characters at all.
-_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+#: What XML does not take, or gives back as a line break, which networkx writes for some of it: SVG is XML too.
+_NOT_IN_XML: Final = re.compile("[\x00-\x08\x0b-\x1f\x85\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 def block_network(
@@ -263,7 +264,7 @@ def to_graphml(network: networkx.DiGraph[int]) -> str:
 
     clean: networkx.DiGraph[int] = networkx.DiGraph()
     for node, attributes in network.nodes(data=True):
-        texts = {name: _printable(value) if isinstance(value, str) else value for name, value in attributes.items()}
+        texts = {name: _for_xml(value) if isinstance(value, str) else value for name, value in attributes.items()}
         clean.add_node(node, **texts)
     clean.add_edges_from(network.edges(data=True))
     return "\n".join(networkx.generate_graphml(clean)) + "\n"
@@ -286,7 +287,7 @@ def _drawn(attributes: Mapping[str, Any]) -> dict[str, str]:
     lines = [attributes["name"], attributes["type"], ", ".join(sizes), attributes["treatments"]]
     state = "trained" if attributes["trained"] else "frozen" if attributes["frozen"] else ""
     return {
-        "label": "\n".join(filter(None, (_printable(line) for line in lines))),
+        "label": "\n".join(filter(None, (plain(_for_xml(line)) for line in lines))),
         "fillcolor": _FILLS[state],
         "style": "filled,dashed" if attributes["pruned"] else "filled",
         "peripheries": "2" if attributes["recomputed"] else "1",
@@ -307,10 +308,10 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _printable(text: str) -> str:
-    r"""Return ``text`` with what cannot be printed as Python writes it.
+def _for_xml(text: str) -> str:
+    r"""Return ``text`` with what XML cannot hold as Python writes it.
 
-    >>> _printable("a\x00b")
+    >>> _for_xml("a\x00b")
     'a\\x00b'
     """
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return _NOT_IN_XML.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
