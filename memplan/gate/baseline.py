@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -22,6 +23,16 @@ BASELINE_FILE: Final = "memplan-baseline.json"
 
 #: What cannot be read is not overwritten: it may be somebody's only copy.
 _NEXT: Final = "restore it, or delete it and write it with --update-baseline"
+
+#: What git tells its hooks of their repository, as though every folder were the top of it; a baseline's own folder is
+#: asked instead. What configures git (GIT_CONFIG_COUNT and the like) stays: safe.directory may be given that way.
+_OF_REPOSITORY: Final = frozenset(
+    f"GIT_{name}"
+    for name in (
+        *("DIR", "COMMON_DIR", "OBJECT_DIRECTORY", "ALTERNATE_OBJECT_DIRECTORIES", "INDEX_FILE"),
+        *("PREFIX", "INTERNAL_SUPER_PREFIX", "IMPLICIT_WORK_TREE", "SHALLOW_FILE", "GRAFT_FILE"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +184,11 @@ def _text_at(path: Path, ref: str) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    # A work tree is given by users alone, for whom the directory beside it is the repository that they mean.
+    dropped = frozenset() if "GIT_WORK_TREE" in os.environ else _OF_REPOSITORY
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
     try:
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False, env=environment)
     except OSError as error:
         raise UsageError(f"cannot run git: {error.strerror}; install it, or read the baseline from a file") from error
 

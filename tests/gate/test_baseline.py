@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +137,39 @@ def test_a_revision_is_read_from_git(tmp_path: Path) -> None:
         read_baseline(file, "nowhere")
     with pytest.raises(UsageError, match=r"no git revision '--output=x'"):
         read_baseline(file, "--output=x")
+
+
+def test_a_hook_of_a_linked_worktree_reads_its_own_files(tmp_path: Path) -> None:
+    """Git tells its hooks a directory of git's, with which every folder would be taken for the top."""
+    folder = tmp_path / "main" / "deep"
+    folder.mkdir(parents=True)
+    git(tmp_path / "main", "init")
+    write_baseline(folder / "base.json", BASELINE, "1.0")
+    git(folder, "add", ".")
+    git(folder, "commit", "-m", "first")
+    git(folder, "worktree", "add", str(tmp_path / "linked"))
+    hook = tmp_path / "main" / ".git" / "hooks" / "pre-commit"
+    code = "from pathlib import Path; from memplan.gate.baseline import read_baseline; "
+    code += "print(sorted(read_baseline(Path('deep/base.json'), 'HEAD').checks))"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} > {tmp_path / 'told'}\n")
+    hook.chmod(0o755)
+    for place in ("main", "linked"):
+        git(tmp_path / place, "commit", "--allow-empty", "-m", "second")
+        assert (tmp_path / "told").read_text() == "['a', 'b']\n"
+        (tmp_path / "told").unlink()
+
+
+def test_a_work_tree_that_is_given_goes_with_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    git(tmp_path, "init", "--bare", "store")
+    write_baseline(top / "base.json", BASELINE, "1.0")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "store"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(top))
+    git(top, "add", ".")
+    git(top, "commit", "-m", "first")
+    assert read_baseline(top / "base.json", "HEAD") is not None
 
 
 def test_outside_a_repository_there_is_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
