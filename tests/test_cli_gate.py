@@ -343,6 +343,52 @@ def test_hash_seeds_threads_and_jobs_do_not_matter(folder: Path) -> None:
     assert len(outputs) == 1
 
 
+NOISY = """
+import ctypes, os, sys
+
+
+def noisy():
+    os.write(1, b"raw\\n")
+    os.system("echo child")
+    ctypes.CDLL(None).puts(b"native")
+    sys.__stdout__.write("original\\n")
+    print("printed")
+    return net()
+"""
+
+
+def shell(*words: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "memplan", *words], text=True, check=False, **how)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the C library has another name")
+@pytest.mark.parametrize("words", [(), ("--debug",), ("--jobs", "2")])
+def test_what_a_model_writes_past_python_is_not_in_the_report(folder: Path, words: tuple[str, ...]) -> None:
+    noisy = "model.py:noisy"
+    write(folder, config=CONFIG.replace("model.py:net", noisy, 1))
+    with (folder / "model.py").open("a") as file:
+        file.write(NOISY)
+    run = shell("gate", "--format", "json", *words, capture_output=True)
+    assert (run.returncode, json.loads(run.stdout)["checks"][0]["model"]) == (0, noisy), run.stderr
+    heard = {"raw", "child", "native", "original", "printed"} & set(run.stderr.split())
+    assert heard == ({"raw", "child", "native", "original", "printed"} if words == ("--debug",) else {"printed"})
+
+
+def test_no_stdout_at_all_leaves_the_exit_code(folder: Path) -> None:
+    for form, budget, code in (("json", "1MB", 0), ("console", "1KB", 1)):
+        own = ("net", "--no-suggest", "--format", form, "--budget", budget)
+        words = shlex.join([sys.executable, "-m", "memplan", "gate", *own])
+        run = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, check=False)
+        assert (run.returncode, run.stderr) == (code, b"")
+
+
+def test_a_descriptor_is_put_back_after_every_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.write(1, b"before\n")
+    assert gate("--format", "json").exit_code == 0
+    os.write(1, b"after\n")
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
 # What hurried users and other projects' files did to it
 
 

@@ -67,7 +67,7 @@ class _Screen(io.StringIO):
         return _encoding()
 
     def isatty(self) -> bool:
-        return sys.stdout.isatty()
+        return sys.stdout is not None and sys.stdout.isatty()
 
 
 def print_report(report: RenderableType) -> None:
@@ -86,7 +86,9 @@ def _encoding() -> str:
 
 
 def write_stdout(text: str) -> None:
-    """Write to stdout; a reader that has gone away ends the command without a word."""
+    """Write to stdout, where it is open; a reader that has gone away ends the command without a word."""
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.write(text.encode(_encoding(), "replace").decode(_encoding()))
         sys.stdout.flush()
@@ -110,9 +112,10 @@ def quiet(switches: dict[str, bool]) -> Iterator[None]:
 
     Errors that libraries log are left out too: torch logs a traceback of what memplan then tells in one line.
     """
-    from memplan.sources.quiet import quietly
+    from memplan.sources.quiet import descriptor_away, quietly
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(descriptor_away(to_stderr=switches["debug"]))
         if switches["debug"]:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             stack.enter_context(warnings.catch_warnings())
