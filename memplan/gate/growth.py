@@ -11,6 +11,7 @@ from memplan.errors import UsageError
 from memplan.units import parse_bytes
 
 _SHARE: Final = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*%\s*")
+_UNITLESS: Final = re.compile(r"\s*[0-9][0-9_,]*(?:\.[0-9]+)?\s*")
 _NOTHING: Final = re.compile(r"\s*0+(?:\.0+)?\s*(?:[kmgt]?i?b)?\s*", re.IGNORECASE)
 
 
@@ -37,11 +38,15 @@ def parse_growth(text: str) -> Growth:
     """Return the growth that ``text`` allows: ``2%`` or ``1MB``; ``0`` allows none.
 
     Raises:
-        UsageError: it is neither a percentage nor a size.
+        UsageError: it is neither a percentage nor a size with a unit.
     """
     share = _SHARE.fullmatch(text)
     if share is not None:
         return Growth(text.strip(), percent=Decimal(share["number"]))
+    # Elsewhere such a number is bytes; here it is as often a percentage.
+    if _UNITLESS.fullmatch(text) and not _NOTHING.fullmatch(text):
+        number = text.strip()
+        raise UsageError(f"{number!r} has no unit; write {number}% or {number}B")
     return Growth(text.strip(), bytes=growth_bytes(text))
 
 

@@ -129,6 +129,7 @@ d = ["", '"', '''''']
         (HEAD + CHECK + 'budget = "64MBB"\n', 5, "budget: cannot read '64MBB' as a size"),
         (HEAD + CHECK + "budget = 0\n", 5, "budget is 0, not a whole number from 1 on"),
         (HEAD + CHECK + "max-growth = 2\n", 5, 'max-growth is 2; write a percentage or a size in quotes, such as "2%"'),
+        (HEAD + CHECK + 'max-growth = "2"\n', 5, "max-growth: '2' has no unit; write 2% or 2B"),
         (HEAD + CHECK + 'max-growth = "2 apples"\n', 5, "max-growth: cannot read '2 apples' as a growth"),
         (HEAD + CHECK + 'min-growth = "1MB"\n', 2, "min-growth without max-growth says nothing"),
         (HEAD + CHECK + 'max-growth = "1MB"\nmin-growth = "2MB"\n', 2, "max-growth 1MB never decides"),

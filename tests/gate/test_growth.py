@@ -27,13 +27,19 @@ def test_what_is_allowed(text: str, before: int, allowed: int) -> None:
     assert parse_growth(text).of(before) == allowed
 
 
-@pytest.mark.parametrize("text", ["", "2", "%", "-1%", "2 percent", "1XB", "two%", "nan%", "1e3%"])
+@pytest.mark.parametrize("text", ["", "%", "-1%", "2 percent", "1XB", "two%", "nan%", "1e3%"])
 def test_what_is_no_growth_is_told(text: str) -> None:
-    if text == "2":
-        assert parse_growth(text).of(1) == 2  # a number without a unit is bytes, as everywhere
-        return
     with pytest.raises(UsageError, match=r"as a growth; write a percentage or a size, such as 2% or 1MB"):
         parse_growth(text)
+
+
+@pytest.mark.parametrize("text", ["2", " 2.5 ", "1_000"])
+def test_a_number_may_be_meant_as_a_percentage(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_growth(text)
+    number = text.strip()
+    assert str(caught.value) == f"'{number}' has no unit; write {number}% or {number}B"
+    assert growth_bytes("2") == 2  # which has no percentages
 
 
 def test_zero_bytes_are_a_growth_and_no_budget() -> None:

@@ -276,7 +276,7 @@ def test_the_markers_own_growth_beats_all(project: Project) -> None:
     project.on(
         GROWS.format(limit="'3%'") + "@growth(**shape)\ndef test_default(): return net()",
         UPDATE,
-        "--memplan-max-growth=1",
+        "--memplan-max-growth=1B",
     )
     run = wider(project, "--memplan-max-growth", "0", MEMPLAN_MAX_GROWTH="0")
     run.assert_outcomes(passed=1, failed=1)
