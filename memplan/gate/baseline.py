@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, Final
 
 from memplan.errors import UsageError
 from memplan.gate.records import Reading
-from memplan.memory.estimate import lower_estimate, upper_estimate
+from memplan.memory.estimate import upper_estimate
 from memplan.reports.decoding import decoded
 from memplan.reports.files import write_whole
 from memplan.reports.machine import to_text
@@ -23,6 +25,9 @@ BASELINE_FILE: Final = "memplan-baseline.json"
 
 #: What cannot be read is not overwritten: it may be somebody's only copy.
 _NEXT: Final = "restore it, or delete it and write it with --update-baseline"
+
+#: The most that the bytes of a machine can have.
+_DIGITS: Final = 19
 
 #: What git tells its hooks of their repository, as though every folder were the top of it; a baseline's own folder is
 #: asked instead. What configures git (GIT_CONFIG_COUNT and the like) stays: safe.directory may be given that way.
@@ -95,10 +100,19 @@ def baseline_from(text: str, origin: str) -> Baseline:
     Raises:
         UsageError: see :func:`read_baseline`.
     """
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, times in Counter(key for key, _ in pairs).items():
+            if times > 1:
+                raise UsageError(f"{_place(key, text, origin)}: {key!r} is written twice; leave one of them out")
+        return dict(pairs)
+
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=object_of, parse_int=_whole)
     except json.JSONDecodeError as error:
         raise UsageError(f"{origin}:{error.lineno}: this is not JSON: {error.msg}; {_NEXT}") from error
+    except ValueError as error:
+        raise UsageError(f"{origin}: {error}; {_NEXT}") from error
     except RecursionError as error:
         raise UsageError(f"{origin}: this is JSON without an end; {_NEXT}") from error
     schema = values.get("schema") if isinstance(values, dict) else None
@@ -112,6 +126,12 @@ def baseline_from(text: str, origin: str) -> Baseline:
             raise UsageError(f"{origin}: {section} is {entries!r}, not an object; {_NEXT}")
         found[section] = {name: _reading(entry, name, text, origin) for name, entry in entries.items()}
     return Baseline(found["checks"], found["tests"], str(values.get("torch", "")), origin)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"{digits[:_DIGITS]}... has {len(digits):,} digits: it was changed by hand")
+    return int(digits)
 
 
 def _reading(entry: Any, name: str, text: str, origin: str) -> Reading:
@@ -130,14 +150,16 @@ def _check_sums(reading: Reading) -> None:
         raise ValueError(
             f"predicted_bytes is {reading.predicted_bytes:,}, but the parts add up to {parts:,}: it was changed by hand"
         )
-    low, high = (
-        estimate(reading.predicted_bytes, reading.of) - reading.predicted_bytes
-        for estimate in (lower_estimate, upper_estimate)
-    )
+    high = upper_estimate(reading.predicted_bytes, reading.of) - reading.predicted_bytes
     # Another release may know the accuracy better; a limit that is far off was not written by any.
-    if not reading.predicted_bytes + 20 * min(low, -1) <= reading.bytes <= reading.predicted_bytes + 20 * max(high, 1):
+    if not reading.predicted_bytes <= reading.bytes <= reading.predicted_bytes + 20 * max(high, 1):
         raise ValueError(
             f"bytes is {reading.bytes:,} where {reading.predicted_bytes:,} are predicted: it was changed by hand"
+        )
+    if reading.lower_bytes > reading.predicted_bytes:
+        raise ValueError(
+            f"lower_bytes is {reading.lower_bytes:,} where {reading.predicted_bytes:,} are predicted: "
+            "it was changed by hand"
         )
 
 
@@ -150,6 +172,9 @@ def _place(name: str, text: str, origin: str) -> str:
 
 def _file_text(path: Path) -> str | None:
     try:
+        # A device may never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"the baseline {str(path)!r} is no regular file; name another file")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return None

@@ -47,8 +47,9 @@ def judged(
         differences=() if baseline is None else tuple(differences_between(baseline, reading)),
         changes=changes,
     )
-    failures = tuple(_failures(verdict, limits, require_baseline))
-    return replace(verdict, failures=failures, notes=(*note, *_notes(verdict, missing=not other and not accept_growth)))
+    verdict = replace(verdict, failures=tuple(_failures(verdict, limits, require_baseline)))
+    compared = () if accept_growth else _comparison(verdict, missing=not other)
+    return replace(verdict, notes=(*note, *compared, *_notes(verdict)))
 
 
 def unanalysed(check: Check, reason: str, baseline: Reading | None = None) -> Verdict:
@@ -133,11 +134,20 @@ def _told(change: Change) -> str:
     return f" ({', '.join(change.words)})" if change.words else ""
 
 
-def _notes(verdict: Verdict, *, missing: bool) -> Iterator[str]:
-    check, reading, baseline = verdict.check, verdict.reading, verdict.baseline
-    assert reading is not None
-    if missing and baseline is None and check.limits.max_growth is not None:
+def _comparison(verdict: Verdict, *, missing: bool) -> Iterator[str]:
+    """Yield what the baseline lacks, or has otherwise; where a check fails, its details have that."""
+    check = verdict.check
+    if missing and verdict.baseline is None and check.limits.max_growth is not None:
         yield f"{check.name}: no baseline, so that its growth is not checked; write it with --update-baseline"
+    # Another torch is said once, for all checks.
+    others = [each for each in verdict.differences if not each.startswith("torch ")]
+    if verdict.holds and others:
+        yield f"{check.name}: the baseline is of another setting: {'; '.join(others)}; accept it with --update-baseline"
+
+
+def _notes(verdict: Verdict) -> Iterator[str]:
+    check, reading = verdict.check, verdict.reading
+    assert reading is not None
     if not check.strict and reading.unpriced:
         yield f"{check.name}: not priced: {'; '.join(reading.unpriced)}"
     if check.limits.budget_bytes is None and check.limits.max_growth is None:

@@ -74,6 +74,14 @@ def test_there_may_be_none(tmp_path: Path) -> None:
         (lambda text: text.replace('"bytes": 3000000', '"bytes": 2900000', 1), "the parts add up to 4,400,000"),
         (lambda text: text.replace('"predicted_bytes": 4500000', '"predicted_bytes": 4', 1), "changed by hand"),
         (lambda text: text.replace('"bytes": 4502250', '"bytes": 9', 1), "bytes is 9 where 4,500,000 are predicted"),
+        (
+            lambda text: text.replace('"bytes": 4502250', '"bytes": 4499999', 1),
+            "bytes is 4,499,999 where 4,500,000 are predicted: it was changed by hand",
+        ),
+        (
+            lambda text: text.replace('"lower_bytes": 4493250', '"lower_bytes": 4500001', 1),
+            "lower_bytes is 4,500,001 where 4,500,000 are predicted: it was changed by hand",
+        ),
         (lambda text: text.replace('"bytes": 4502250', '"bytes": "many"', 1), "b.bytes is 'many', not a whole number"),
         (lambda text: text.replace('"where"', '"were"', 1), "there is no a.where"),
         (lambda text: text.replace('"trains": true', '"trains": 1', 1), "not true or false"),
@@ -93,6 +101,33 @@ def test_an_edit_by_hand_is_told_with_its_line(edit: object, told: str) -> None:
     line = next(number for number, each in enumerate(text.splitlines(), 1) if each.strip().startswith(f"{name}: {{"))
     if name == '"b"':
         assert message.startswith(f"memplan-baseline.json:{line}: ")
+
+
+def test_what_a_merge_wrote_twice_is_told_with_its_line() -> None:
+    text = baseline_text(BASELINE, "1.0")
+    twice = text.replace('    "b": {', '    "a": {', 1)
+    with pytest.raises(UsageError, match=r"^base\.json:6: 'a' is written twice; leave one of them out$"):
+        baseline_from(twice, "base.json")
+    twice = text.replace('"model": "Net"', '"model": "Net", "model": "Other"', 1)
+    with pytest.raises(UsageError, match=r"^base\.json: 'model' is written twice; leave one of them out$"):
+        baseline_from(twice, "base.json")
+
+
+@pytest.mark.parametrize("digits", [20, 401, 5_000])
+def test_a_number_that_no_machine_has_is_told(digits: int) -> None:
+    text = baseline_text(BASELINE, "1.0").replace('"bytes": 4502250', f'"bytes": {"1" * digits}', 1)
+    with pytest.raises(
+        UsageError, match=rf"^base\.json: 1{{19}}\.\.\. has {digits:,} digits: it was changed by hand; "
+    ):
+        baseline_from(text, "base.json")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="/dev/zero is Unix's")
+def test_a_device_is_no_baseline(tmp_path: Path) -> None:
+    for path in (Path("/dev/zero"), tmp_path):
+        with pytest.raises(UsageError) as caught:
+            read_baseline(path)
+        assert str(caught.value) == f"the baseline '{path}' is no regular file; name another file"
 
 
 def test_a_conflict_left_by_git_is_told_with_its_line() -> None:

@@ -178,3 +178,13 @@ def test_what_cannot_be_analysed_names_its_place() -> None:
     assert not verdict.holds
     assert not verdict.analysed
     assert verdict.failures[0].sentence == "pyproject.toml:7: net: no file 'x.py'"
+
+
+def test_a_baseline_of_another_setting_is_said_where_the_check_holds_too() -> None:
+    now = replace(BEFORE, model="Other", machine=replace(MACHINE, torch="2.14.0"))
+    told = ("net: the baseline is of another setting: model Net -> Other; accept it with --update-baseline",)
+    assert judged(check(growth="2%"), now, BEFORE).notes == told
+    assert judged(check(budget=10**6), now, BEFORE).notes == told
+    assert judged(check(budget=1), now, BEFORE).notes == ()  # its details have it
+    assert judged(check(growth="2%"), now, BEFORE, accept_growth=True).notes == ()
+    assert judged(check(growth="2%"), replace(now, model="Net"), BEFORE).notes == ()  # a note for all checks has it
