@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from decimal import Decimal
 from typing import Final
 
@@ -19,6 +20,9 @@ BYTES_PER_UNIT: Final[dict[str, int]] = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+
+#: More bytes than this are no size: no machine counts them.
+MOST_BYTES: Final = 2**63 - 1
 
 _UNIT_BY_LOWERCASE: Final = {unit.lower(): unit for unit in BYTES_PER_UNIT}
 _SIZE: Final = re.compile(r"\s*(?P<number>[0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*(?P<unit>[A-Za-z]+)?\s*")
@@ -39,7 +43,12 @@ def parse_bytes(text: str) -> int:
     unit = _UNIT_BY_LOWERCASE.get((match["unit"] or "B").lower()) if match else None
     if match is None or unit is None:
         raise UsageError(f"cannot read {text!r} as a size; write a positive number and a unit, such as 64MB or 64MiB")
-    size_bytes = int(Decimal(re.sub("[_,]", "", match["number"])) * BYTES_PER_UNIT[unit])
+    size = Decimal(re.sub("[_,]", "", match["number"])) * BYTES_PER_UNIT[unit]
+    if size > MOST_BYTES:
+        raise UsageError(
+            f"a size must be at most {MOST_BYTES:,} bytes, not {reprlib.repr(text)}; write for example 64MB"
+        )
+    size_bytes = int(size)
     if size_bytes <= 0:
         raise UsageError(f"a size must be more than zero bytes, not {text!r}; write for example 64MB")
     return size_bytes

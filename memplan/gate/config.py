@@ -100,6 +100,9 @@ def _table_of(path: Path, text: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     except tomllib.TOMLDecodeError as error:
         line = getattr(error, "lineno", None) or _line_in(str(error))
         raise UsageError(f"{Place(str(path), line)}: this is not TOML: {error}; correct it") from error
+    except (ValueError, RecursionError) as error:
+        what = "its brackets do not end" if isinstance(error, RecursionError) else "a number in it has too many digits"
+        raise UsageError(f"{path}: {what}; correct it") from error
     table = values.get("tool", {})
     table = table.get("memplan") if isinstance(table, dict) else None
     if isinstance(table, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 from memplan.errors import UsageError
 from memplan.units import parse_bytes
 
-_SHARE: Final = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*%\s*")
+_SHARE: Final = re.compile(r"\s*(?P<number>[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%\s*")
 _UNITLESS: Final = re.compile(r"\s*[0-9][0-9_,]*(?:\.[0-9]+)?\s*")
 _NOTHING: Final = re.compile(r"\s*0+(?:\.0+)?\s*(?:[kmgt]?i?b)?\s*", re.IGNORECASE)
 
@@ -61,4 +62,6 @@ def growth_bytes(text: str) -> int:
     try:
         return parse_bytes(text)
     except UsageError:
-        raise UsageError(f"cannot read {text!r} as a growth; write a percentage or a size, such as 2% or 1MB") from None
+        raise UsageError(
+            f"cannot read {reprlib.repr(text)} as a growth; write a percentage or a size, such as 2% or 1MB"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,12 +17,14 @@ from memplan.memory.parts import MEASURANDS
 from memplan.methods import METHODS
 from memplan.methods.method import RUNNERS
 from memplan.shapes import parse_shape
-from memplan.units import parse_bytes
+from memplan.units import MOST_BYTES, parse_bytes
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"is {value!r}, not a text")
+    if "\0" in value:
+        raise UsageError(f"is {value!r}, with a null character, which no name or file has; take it out")
     return value
 
 
@@ -35,6 +38,8 @@ def _count(least: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"is {value!r}, not a whole number from {least} on")
+        if value > MOST_BYTES:
+            raise UsageError(f"is {reprlib.repr(value)}; write at most {MOST_BYTES:,}")
         return value
 
     return read

@@ -127,6 +127,15 @@ d = ["", '"', '''''']
         (HEAD + CHECK + "threads = 4\n", 5, "no key 'threads'"),
         (HEAD + 'name = "x"\n' + CHECK, 2, "no key 'name'"),
         (HEAD + CHECK + 'budget = "64MBB"\n', 5, "budget: cannot read '64MBB' as a size"),
+        (
+            HEAD + CHECK + f'budget = "{"9" * 5_001}"\n',
+            5,
+            "budget: a size must be at most 9,223,372,036,854,775,807 bytes",
+        ),
+        (HEAD + CHECK + f"budget = {'9' * 4_000}\n", 5, "budget is 999999999999999999...9999999999999999999; write at"),
+        (HEAD + CHECK + f'max-growth = "{"9" * 5_001}%"\n', 5, "max-growth: cannot read '999999999999...99999999999"),
+        (HEAD + CHECK + 'plan = "a\\u0000b"\n', 5, "plan is 'a\\x00b', with a null character"),
+        (HEAD + 'baseline = "a\\u0000b"\n' + CHECK, 2, "baseline is 'a\\x00b', with a null character"),
         (HEAD + CHECK + "budget = 0\n", 5, "budget is 0, not a whole number from 1 on"),
         (HEAD + CHECK + "max-growth = 2\n", 5, 'max-growth is 2; write a percentage or a size in quotes, such as "2%"'),
         (HEAD + CHECK + 'max-growth = "2"\n', 5, "max-growth: '2' has no unit; write 2% or 2B"),
@@ -172,6 +181,19 @@ def test_a_file_without_checks_says_what_to_write(file: Path, text: str, told: s
     with pytest.raises(UsageError) as caught:
         read(file, text)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = " + "[" * 3_000, "its brackets do not end; correct it"),
+        (f"{HEAD}jobs = {'9' * 5_001}\n{CHECK}", "a number in it has too many digits; correct it"),
+    ],
+)
+def test_what_python_cannot_read_is_told_with_the_file(file: Path, text: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(file, text)
+    assert str(caught.value) == f"{file}: {told}"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
