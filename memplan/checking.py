@@ -83,6 +83,9 @@ def check(
     from memplan.tracing.machine import named_machine
 
     limits = Limits(budget_in_bytes(limit), _growth(max_growth), _least(min_growth))
+    before = _before(baseline)
+    if isinstance(treatments, str):
+        raise UsageError(f"treatments is {treatments!r}; write a list of names, [{treatments!r}]")
     known("quantity", of, MEASURANDS)
     if runner is not None:
         known("runner", runner, RUNNERS)
@@ -103,7 +106,6 @@ def check(
         subject=tuple(sorted(subject.items())),
     )
     check_consistent(asked, {"k"} if k is not None else set())
-    before = baseline.reading if isinstance(baseline, Verdict) else baseline
     try:
         with named_machine(threads, instruction_set):
             progress(f"recording {about.name}")
@@ -156,6 +158,12 @@ def with_remedies(
         return verdict
     progress(f"looking for ways back: {verdict.check.name}")
     return replace(verdict, remedies=remedies_for(steps, verdict.check, limit))
+
+
+def _before(baseline: Reading | Verdict | None) -> Reading | None:
+    if baseline is not None and not isinstance(baseline, (Reading, Verdict)):
+        raise UsageError(f"baseline is {baseline!r}; give the verdict that an earlier check returned, or its reading")
+    return baseline.reading if isinstance(baseline, Verdict) else baseline
 
 
 def _growth(text: str | None) -> Growth | None:

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 import memplan
 from memplan.cli import main
+from memplan.errors import UsageError
 from memplan.gate.baseline import read_baseline
 from memplan.gate.config import read_configuration
 from memplan.gating import gate as run_gate
@@ -119,7 +120,7 @@ def test_a_baseline_is_written_compared_and_exceeded(folder: Path) -> None:
     saved = 4 * 8 * 64 + 4 * 8 * 300
     assert told(gate("--no-suggest", "--format", "json"))["checks"][1]["bytes"] == saved
     assert gate("--no-suggest", "--max-growth", "30%").exit_code == 0
-    assert gate("--no-suggest", "--min-growth", "1MB").exit_code == 0
+    assert gate("--no-suggest", "--min-growth", "900KB").exit_code == 0
     assert gate("--no-suggest", "--warn-only").exit_code == 0
     assert gate("--no-suggest", "--exit-zero").exit_code == 0
     assert gate("--no-suggest", "saved").exit_code == 1
@@ -421,6 +422,19 @@ def test_what_a_model_sets_for_the_process_does_not_reach_the_next(folder: Path)
     odd, net, _ = told(gate("--format", "json"))["checks"]
     assert net["bytes"] == alone
     assert odd["verdict"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"baseline": "x"}, "baseline is 'x'; give the verdict that an earlier check returned, or its reading"),
+        ({"treatments": "recompute"}, "treatments is 'recompute'; write a list of names, ['recompute']"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told_before_anything_is_recorded(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        memplan.check("nowhere.py:net", limit="64MB", max_growth="2%", **wrong)
+    assert str(caught.value) == told
 
 
 def test_remedies_ask_for_the_whole_setting(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from memplan.gate.keys import CHECK_KEYS, GATE_KEYS
 from memplan.gate.lines import line_of
 from memplan.gate.records import INSTRUCTION_SET, THREADS, Check, Limits, Place
 from memplan.methods import METHODS
+from memplan.tables import plain
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -176,15 +177,16 @@ class _Reader:
             if "model" not in values:
                 raise UsageError(f'{place}: this check has no model; write for example model = "mobilenet_v3"')
             values.setdefault("name", values["model"])
-            check = self._check(values, place, {*entry} - {*above} - moot)
-            if check.name in lines:
-                first = Place(str(self._path), lines[check.name])
-                raise UsageError(f"{place}: a check {check.name!r} is at {first} already; give this one another name")
-            lines[check.name] = place.line
+            check = self._check(values, place, {*entry} - {*above} - moot, above)
+            shown = plain(check.name)
+            if shown in lines:
+                first = Place(str(self._path), lines[shown])
+                raise UsageError(f"{place}: a check {shown!r} is at {first} already; give this one another name")
+            lines[shown] = place.line
             checks.append(check)
         return checks
 
-    def _check(self, values: Mapping[str, Any], place: Place, own: set[str]) -> Check:
+    def _check(self, values: Mapping[str, Any], place: Place, own: set[str], above: Collection[str]) -> Check:
         subject = {name: values[key] for key, name in _SUBJECT.items() if key in values}
         if "weights" in subject:
             subject["weights"] = str(self._beside(subject["weights"]))
@@ -211,7 +213,9 @@ class _Reader:
         try:
             check_consistent(check, own)
         except UsageError as error:
-            raise UsageError(f"{place}: check {check.name!r}: {error}") from error
+            told = " and ".join(_option(key) for key in above if re.search(rf"(?<![\w-]){key}(?![\w-])", str(error)))
+            head = f"{told}: check {check.name!r} at {place}" if told else f"{place}: check {check.name!r}"
+            raise UsageError(f"{head}: {error}") from error
         return check
 
     def _read(self, key: str, value: Any, where: tuple[str, ...], number: int | None) -> Any:
@@ -225,8 +229,7 @@ class _Reader:
         try:
             return {**CHECK_KEYS, **GATE_KEYS}[key].read(value)
         except MemplanError as error:
-            variable = f"MEMPLAN_{key.replace('-', '_').upper()}"
-            raise UsageError(_told(f"--{key} (or {variable})", error)) from error
+            raise UsageError(_told(_option(key), error)) from error
 
     def _unknown(self, key: str, known: Mapping[str, Any], where: tuple[str, ...], number: int | None) -> UsageError:
         place = Place(str(self._path), line_of(self._text, where, key, number=number))
@@ -242,6 +245,11 @@ class _Reader:
         file, colon, rest = text.partition(":")
         beside = self._path.parent / file
         return f"{beside}{colon}{rest}" if ("/" in file or file.endswith(".py")) and beside.exists() else text
+
+
+def _option(key: str) -> str:
+    """Return how a key is given outside the file."""
+    return f"--{key} (or MEMPLAN_{key.replace('-', '_').upper()})"
 
 
 def _told(key: str, error: MemplanError) -> str:

@@ -9,6 +9,7 @@ from memplan.gate.records import Check
 from memplan.methods import METHODS
 from memplan.methods.method import runners_of
 from memplan.methods.treatments import treatment_named
+from memplan.reports.sizes import size
 
 
 def check_consistent(check: Check, own: Collection[str]) -> None:
@@ -46,15 +47,13 @@ def _check_limits(check: Check, own: Collection[str]) -> None:
         if least and "min-growth" in own:
             raise UsageError('min-growth without max-growth says nothing; add max-growth, such as "2%"')
         return
-    if growth.bytes is None:
-        return
     # With no growth at all allowed, min-growth says from where on it counts.
-    if least > growth.bytes > 0:
+    if growth.bytes is not None and least > growth.bytes > 0:
         raise UsageError(
             f"max-growth {growth.text} never decides, for growth up to min-growth is let pass, which is more; "
             "leave one of them out"
         )
-    if limits.budget_bytes is not None and growth.bytes >= limits.budget_bytes:
-        raise UsageError(
-            f"max-growth {growth.text} is as much as the whole budget, so that it can never fail; lower it"
-        )
+    budget = limits.budget_bytes
+    for key, told, allowed in (("max-growth", growth.text, growth.bytes or 0), ("min-growth", size(least), least)):
+        if budget is not None and allowed >= budget:
+            raise UsageError(f"{key} {told} is as much as the whole budget, so that growth can never fail; lower it")

@@ -153,6 +153,12 @@ d = ["", '"', '''''']
         (HEAD + CHECK + 'input = "3x-1"\n', 5, "input: cannot read '3x-1' as an input shape"),
         (HEAD + CHECK + 'treatments = "bitmask"\n', 5, "treatments is 'bitmask', not a list of texts"),
         (HEAD + CHECK + CHECK, 5, "a check 'a' is at"),
+        (HEAD + CHECK + CHECK.replace('"a"', '" a\\n"'), 5, "a check 'a' is at"),
+        (
+            HEAD + CHECK + 'max-growth = "2%"\nmin-growth = "64MB"\nbudget = "64MB"\n',
+            2,
+            "min-growth 64.0 MB is as much as",
+        ),
         (HEAD + '[[tool.memplan.checks]]\nname = "a"\n', 2, "this check has no model"),
         (HEAD + "jobs = true\n" + CHECK, 2, "jobs is True, not a whole number from 1 on"),
         (HEAD + "x = = 1\n", 2, "this is not TOML"),
@@ -205,6 +211,23 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.M
 def test_an_override_is_told_as_an_option(file: Path) -> None:
     with pytest.raises(UsageError, match=r"^--budget \(or MEMPLAN_BUDGET\): cannot read '3 apples' as a size"):
         read(file, TEXT, {"budget": "3 apples"})
+
+
+@pytest.mark.parametrize(
+    ("own", "overrides", "blamed"),
+    [
+        ("", {"max-growth": "1MB", "min-growth": "5MB", "batch-size": 1}, ["max-growth", "min-growth"]),
+        ('min-growth = "5MB"\n', {"max-growth": "1MB"}, ["max-growth"]),
+    ],
+)
+def test_a_contradiction_is_told_with_the_overrides_in_it(
+    file: Path, own: str, overrides: dict[str, object], blamed: list[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(file, HEAD + CHECK + own, overrides)
+    options = " and ".join(f"--{key} (or MEMPLAN_{key.replace('-', '_').upper()})" for key in blamed)
+    own_words = f"{options}: check 'a' at {file}:2: max-growth 1MB never decides"
+    assert str(caught.value).startswith(own_words)
 
 
 def test_no_key_means_two_things() -> None:
