@@ -157,7 +157,7 @@ def with_remedies(
     if not suggest or not exceeded or limit is None:
         return verdict
     progress(f"looking for ways back: {verdict.check.name}")
-    return replace(verdict, remedies=remedies_for(steps, verdict.check, limit))
+    return replace(verdict, remedies=remedies_for(steps, verdict.check, limit), sought=True)
 
 
 def _before(baseline: Reading | Verdict | None) -> Reading | None:

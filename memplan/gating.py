@@ -22,6 +22,9 @@ from memplan.workers import run_all
 
 _UPDATE: Final = "write it with memplan gate --update-baseline"
 
+#: What helps with a revision, into which nothing can be written.
+_COMMIT: Final = "commit one there, or name another revision"
+
 
 @dataclass(frozen=True, slots=True)
 class _Task:
@@ -175,7 +178,9 @@ def _notes(
     verdicts: Sequence[Verdict],
     update: bool,
 ) -> Iterator[str]:
-    where = str(configuration.baseline) if ref is None else f"{configuration.baseline} at {ref}"
+    where, helps = f"{configuration.baseline} at {ref}", _COMMIT
+    if ref is None:
+        where, helps = str(configuration.baseline), _UPDATE
     if update and not any(verdict.analysed for verdict in verdicts):
         yield f"{configuration.baseline} is left as it was: no model could be analysed"
         return
@@ -186,7 +191,7 @@ def _notes(
         return
     wanted = any(check.limits.max_growth is not None for check in configuration.checks)
     if before is None and (wanted or ref is not None):
-        yield f"there is no baseline {where}: growth is not checked, budgets are; {_UPDATE}"
+        yield f"there is no baseline {where}: growth is not checked, budgets are; {helps}"
     pairs = [
         (each.baseline, each.reading) for each in verdicts if each.baseline is not None and each.reading is not None
     ]
@@ -195,5 +200,5 @@ def _notes(
         (now,) = {now.machine.torch for _, now in pairs}
         yield (
             f"the baseline {where} is of torch {', '.join(sorted(older))}, this is torch {now}: "
-            f"bytes may differ for that alone; {_UPDATE}"
+            f"bytes may differ for that alone; {helps}"
         )

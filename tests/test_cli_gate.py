@@ -146,6 +146,26 @@ def test_ways_back_are_told_and_each_fits(folder: Path) -> None:
         assert run.exit_code == 0, run.output
 
 
+def test_that_no_way_back_was_found_is_told(folder: Path) -> None:
+    write(folder, config=CONFIG.replace("1MB", "1KB"))
+    result = gate("net", "--out", "markdown=told.md", "--out", "html=told.html", "--out", "json=told.json")
+    assert "  No way back under 1.0 KB was found\n" in result.stdout
+    assert "\nNo way back under 1.0 KB was found.\n" in (folder / "told.md").read_text()
+    assert "No way back under 1.0 KB was found" in (folder / "told.html").read_text()
+    assert json.loads((folder / "told.json").read_text())["checks"][0]["remedies"] == []
+    assert "way back" not in gate("net", "--no-suggest").stdout
+
+
+def test_a_revision_without_a_baseline_says_what_helps(folder: Path) -> None:
+    for words in ("init -q", "-c user.name=a -c user.email=a@b.c commit -q --allow-empty -m first"):
+        subprocess.run(["git", *words.split()], check=True)
+    (note,) = told(gate("--no-suggest", "--format", "json", "--baseline-ref", "HEAD"))["notes"]
+    assert note == (
+        "there is no baseline memplan-baseline.json at HEAD: growth is not checked, budgets are; "
+        "commit one there, or name another revision"
+    )
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_steps_come_with_the_verdicts_where_they_are_asked_for(folder: Path, jobs: int) -> None:
     write(folder, width=4096)
@@ -276,6 +296,10 @@ def test_another_torch_is_named(folder: Path) -> None:
         ),
         (("--out", "xunit=a"), "memplan: --out 'xunit=a': no format 'xunit'; did you mean 'junit'?"),
         (("--out", "junit=a", "--out", "json=a"), "memplan: --out 'json=a': the format or the file is named twice"),
+        (
+            ("--out", "json=-"),
+            "memplan: --out 'json=-': stdout has the one report of --format; write --format json\n",
+        ),
         (("--out", "json=no/where/a"), "memplan: cannot write 'no/where/a': there is no directory"),
         (("--format", "marcdown"), "memplan: no format 'marcdown'; did you mean 'markdown'?"),
         (("--config", "gone.toml"), "memplan: there is no 'gone.toml' here"),

@@ -13,7 +13,7 @@ import click
 from memplan import __version__
 from memplan.cli.files import check_not_read, file_options, take_files
 from memplan.cli.options import DEBUG_OPTION, Named, Whole, method_names, optimizer_names, runner_names, with_options
-from memplan.cli.output import check_output, print_report, progress_bar, quiet, write_stdout, write_text
+from memplan.cli.output import TO_STDOUT, check_output, print_report, progress_bar, quiet, write_stdout, write_text
 from memplan.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ def _files(outs: Iterable[str], own: Mapping[str, str]) -> dict[str, str]:
         if form not in _formats():
             hint = did_you_mean(form, _formats()) or f"; choose one of {', '.join(_formats())}"
             raise UsageError(f"--out {out!r}: no format {form!r}{hint}")
+        if file == TO_STDOUT:
+            raise UsageError(f"--out {out!r}: stdout has the one report of --format; write --format {form}")
         if form in files or Path(file).resolve() in [Path(other).resolve() for other in files.values()]:
             raise UsageError(f"--out {out!r}: the format or the file is named twice; name each once")
         check_output(file)

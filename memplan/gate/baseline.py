@@ -192,11 +192,10 @@ def _text_at(path: Path, ref: str) -> str | None:
     folder, name = path.resolve().parent, path.resolve().name
     known = _git(folder, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
     if known.returncode:
-        reason = _first_line(known.stderr) or _first_line(_git(folder, "rev-parse", "--git-dir").stderr)
-        raise UsageError(
-            f"cannot read the baseline at {ref!r}: {reason or 'there is no such revision'}; "
-            "fetch it first, or leave out the revision"
-        )
+        unknown = _first_line(_git(folder, "rev-parse", "--git-dir").stderr)
+        reason = unknown or _first_line(known.stderr) or "there is no such revision"
+        helps = "run it in a clone of the repository" if unknown else "fetch it first"
+        raise UsageError(f"cannot read the baseline at {ref!r}: {reason}; {helps}, or leave out the revision")
     if _git(folder, "cat-file", "-e", f"{ref}:./{name}").returncode:
         return None
     shown = _git(folder, "show", f"{ref}:./{name}")

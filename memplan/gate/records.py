@@ -168,8 +168,8 @@ class Verdict(Shown):
     """What a check came to. It holds when nothing failed; ``reading`` is ``None`` where the model was not analysed.
 
     ``differences`` say what of the setting is not as in the baseline, ``changes`` the layers, those that explain the
-    growth first. ``limit_bytes`` is the most that budget and growth allow, ``remedies`` ways back under it. ``step``
-    is what the reading was taken from, where it was asked for.
+    growth first. ``limit_bytes`` is the most that budget and growth allow, ``remedies`` ways back under it, and
+    ``sought`` whether any were looked for. ``step`` is what the reading was taken from, where it was asked for.
     """
 
     check: Check
@@ -180,6 +180,7 @@ class Verdict(Shown):
     differences: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     remedies: tuple[Remedy, ...] = ()
+    sought: bool = False
     notes: tuple[str, ...] = ()
     step: PricedStep | None = field(default=None, repr=False, compare=False)
 

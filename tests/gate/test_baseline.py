@@ -209,7 +209,9 @@ def test_a_work_tree_that_is_given_goes_with_its_directory(tmp_path: Path, monke
 
 def test_outside_a_repository_there_is_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(UsageError, match="not a git repository"):
+    with pytest.raises(
+        UsageError, match=r"not a git repository.*; run it in a clone of the repository, or leave out the revision$"
+    ):
         read_baseline(tmp_path / "base.json", "main")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from memplan.gate.formats.contents import plain
 from memplan.gate.formats.github import SHOWN, annotations
-from memplan.gate.formats.places import relative_uri, repository_path
+from memplan.gate.formats.places import artifact_location, repository_path
 from memplan.gate.records import GateResult
 from tests.gate import toy
 
@@ -129,5 +129,5 @@ def test_a_file_is_told_from_the_root_of_the_checkout(tmp_path: Path, monkeypatc
 
 def test_a_uri_has_codes_for_all_that_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert relative_uri("a b/c:d#e?f%g.toml") == "a%20b/c%3Ad%23e%3Ff%25g.toml"
-    assert relative_uri("层.toml") == "%E5%B1%82.toml"
+    assert artifact_location("a b/c:d#e?f%g.toml")["uri"] == "a%20b/c%3Ad%23e%3Ff%25g.toml"
+    assert artifact_location("层.toml")["uri"] == "%E5%B1%82.toml"

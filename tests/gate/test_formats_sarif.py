@@ -193,6 +193,17 @@ def test_the_layer_to_blame_is_a_logical_location() -> None:
     assert "logicalLocations" not in broken
 
 
+def test_a_place_outside_the_repository_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "a b"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    for file in ("../gate.toml", str(tmp_path / "gate.toml")):
+        verdict = dataclasses.replace(toy.broken(), check=dataclasses.replace(toy.broken().check, place=Place(file, 3)))
+        (found,) = results(GateResult((verdict,), file))
+        place = found["locations"][0]["physicalLocation"]["artifactLocation"]
+        assert place == {"uri": (tmp_path / "gate.toml").as_uri()}
+
+
 def test_the_place_is_relative_to_the_repository_with_codes() -> None:
     (physical, *_) = (each["locations"][0]["physicalLocation"] for each in results(toy.mixed()))
     assert physical == {

@@ -123,6 +123,7 @@ def over_budget() -> Verdict:
             for part in DEEP
         ),
         remedies=REMEDIES,
+        sought=True,
     )
 
 
@@ -195,6 +196,7 @@ def hostile(name: str, **more: Any) -> GateResult:
         differences=(name,),
         changes=(Change(name, name, 2_000_000, 3_000_000, (name,)), Change("other", "Conv2d", None, 1_000_000)),
         remedies=(Remedy(name, 1_000_000, "exact", f"memplan plan {name}"),),
+        sought=True,
         notes=(name,),
     )
     holds = Verdict(dataclasses.replace(limit, limits=Limits(5_000_000)), now, before, 5_000_000)
@@ -240,6 +242,7 @@ def with_steps() -> GateResult:
             Remedy("train half", back.footprint.peak_bytes, "exact", step=back),
             Remedy("halve the batch", size // 2, "exact"),
         ),
+        sought=True,
         step=now,
     )
     saved = other.footprint.saved_bytes

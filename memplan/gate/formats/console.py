@@ -137,7 +137,7 @@ def _details(verdict: Verdict, indent: int = 2) -> Iterator[RenderableType]:
         yield from (paragraph(f"setting: {_text(each)}", indent=indent + 2) for each in verdict.differences)
         if verdict.changes:
             yield from _changed(verdict.changes, indent + 2)
-    if verdict.remedies:
+    if verdict.sought:
         yield from (Text(), paragraph(ways_back(verdict), indent=indent, style="bold"))
         yield from _remedies(verdict.remedies, indent + 2)
 

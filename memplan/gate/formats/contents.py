@@ -120,10 +120,12 @@ def signed(growth_bytes: int) -> str:
 
 
 def ways_back(verdict: Verdict) -> str:
-    """Return the heading of the remedies: ``Three ways back under 64.0 MB``."""
+    """Return the heading of the remedies, ``Three ways back under 64.0 MB``, or that none was found."""
     ways = len(verdict.remedies)
     number = _NUMBERS[ways] if ways < len(_NUMBERS) else str(ways)
     under = "the limit" if verdict.limit_bytes is None else size(verdict.limit_bytes)
+    if not ways:
+        return f"No way back under {under} was found"
     return f"{number.capitalize()} way{'' if ways == 1 else 's'} back under {under}"
 
 

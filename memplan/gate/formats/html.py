@@ -170,7 +170,7 @@ def _details(place: int, verdict: Verdict, result: GateResult) -> dict[str, Any]
             }
             for change in verdict.changes
         ],
-        "ways_back": ways_back(verdict) if verdict.remedies else "",
+        "ways_back": ways_back(verdict) if verdict.sought else "",
         "remedies": [
             {
                 "bytes": remedy.bytes,

@@ -147,7 +147,7 @@ def _details(verdict: Verdict, result: GateResult) -> str:
             kind = code(row.type) if row.type else ""
             lines.append(f"| {_layer(row)} | {kind} | {shown_bytes(row.bytes)} | {shown_share(row.share)} |")
         lines += _since(verdict)
-        lines += ["", f"{ways_back(verdict)}:", ""] if verdict.remedies else []
+        lines += ["", f"{ways_back(verdict)}{':' if verdict.remedies else '.'}", ""] if verdict.sought else []
         for remedy in verdict.remedies:
             command = "" if remedy.command is None else f": {_command(remedy.command)}"
             lines.append(f"- {shown_bytes(remedy.bytes)}, {remedy.gradients} gradients: {prose(remedy.what)}{command}")

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any, Final
 
 from memplan.gate.formats.contents import blamed, closing, layer_name
-from memplan.gate.formats.places import relative_uri
+from memplan.gate.formats.places import artifact_location
 from memplan.gate.records import Failure, FailureKind, GateResult, Place, Verdict
 from memplan.reports.machine import to_text
 from memplan.tables import plain
@@ -108,7 +108,7 @@ def _result(verdict: Verdict, failure: Failure, result: GateResult) -> dict[str,
 
 def _location(verdict: Verdict, failure: Failure, config: str) -> dict[str, Any]:
     place = verdict.check.place or Place(config)
-    physical: dict[str, Any] = {"artifactLocation": {"uri": relative_uri(place.file), "uriBaseId": "%SRCROOT%"}}
+    physical: dict[str, Any] = {"artifactLocation": artifact_location(place.file)}
     if place.line is not None:
         physical["region"] = {"startLine": place.line}
     location: dict[str, Any] = {"physicalLocation": physical}
