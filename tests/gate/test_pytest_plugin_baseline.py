@@ -243,7 +243,7 @@ def test_a_baseline_that_is_lost_meanwhile_is_an_error_of_the_run(project: Proje
     run = project.on(f"@growth('2%', **shape)\ndef test_it():\n    os.mkdir('{FILE}')\n    return net()", UPDATE)
     run.assert_outcomes(passed=1)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
-    run.stdout.fnmatch_lines(["cannot read the baseline *: Is a directory; name another file"])
+    run.stdout.fnmatch_lines(["the baseline * is no regular file; name another file"])
 
 
 def test_the_command_line_comes_before_the_environment_and_that_before_the_ini_file(project: Project) -> None:
