@@ -10,6 +10,7 @@ from typing import Final
 
 from memplan.errors import MemplanError
 from memplan.gate.records import Check, PricedStep, Remedy
+from memplan.graph import Machine
 from memplan.memory import Footprint
 from memplan.memory.estimate import UPPER_SHARE, upper_estimate
 from memplan.memory.parts import Measurand
@@ -95,7 +96,7 @@ def _by_plan(steps: Steps, check: Check, limit_bytes: int) -> Iterator[_Way]:
         what = f"train the last {count(depth, 'block')} of {blocks} and the head" if depth else "train the head alone"
     less = max(0, _trained_blocks(steps, check) - depth)
     asked = f"--budget {budget}B{_of(quantity)}{_words(replace(check, k=None, treatments=()))}"
-    command = f"memplan plan {shlex.quote(check.model)} {asked} --out plan.json"
+    command = f"memplan plan {shlex.quote(check.model)} {asked}{_machine(planned.setting.machine)} --out plan.json"
     told = f"{what}: {', '.join(plan.treatments) or 'flags alone'}"
     cost = (float(plan.gradients != "exact"), float(less), 0.0, float(_flops(planned.footprint)))
     assert planned.step is not None
@@ -201,6 +202,12 @@ def _words(check: Check) -> str:
     if check.foreach is not None:
         words.append("--foreach" if check.foreach else "--no-foreach")
     return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def _machine(machine: Machine) -> str:
+    """Return the options that ask for the machine of a check: on another one the plan may need more."""
+    kernels = f" --instruction-set {machine.instruction_set}" if machine.instruction_set else ""
+    return f" --threads {machine.threads}{kernels}"
 
 
 #: The options of arguments of a subject.

@@ -146,6 +146,23 @@ def test_ways_back_are_told_and_each_fits(folder: Path) -> None:
         assert run.exit_code == 0, run.output
 
 
+@pytest.mark.parametrize(("threads", "budget"), [(1, "9MB"), (16, "11MB")])
+def test_the_plan_of_a_way_back_holds_on_the_machine_of_the_gate(folder: Path, threads: int, budget: str) -> None:
+    """Which is seldom the one where the command is typed: kernels take scratch for each thread."""
+    model = Path(__file__).parent / "models_for_cli.py"
+    check = f'[[tool.memplan.checks]]\nname = "net"\nmodel = "{model}:convolutions"\nbudget = "{budget}"\n'
+    config = folder / "pyproject.toml"
+    config.write_text(f"[tool.memplan]\nthreads = {threads}\n\n{check}")
+    (failing,) = told(gate("--format", "json"))["checks"]
+    commands = [each["command"] for each in failing["remedies"] if (each["command"] or "").startswith("memplan plan")]
+    assert len(commands) == 1
+    assert f"--threads {threads} --instruction-set AVX2" in commands[0]
+    assert CliRunner().invoke(main, shlex.split(commands[0])[1:]).exit_code == 0
+    with config.open("a") as file:
+        file.write('plan = "plan.json"\n')
+    assert gate().exit_code == 0
+
+
 def test_that_no_way_back_was_found_is_told(folder: Path) -> None:
     write(folder, config=CONFIG.replace("1MB", "1KB"))
     result = gate("net", "--out", "markdown=told.md", "--out", "html=told.html", "--out", "json=told.json")
