@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from memplan.errors import MemplanError
-from memplan.pytest_plugin.asking import MARKERS, Asked, asked_of, check_supported
+from memplan.pytest_plugin.asking import MARKERS, Asked, asked_of, check_supported, is_marked
 from memplan.pytest_plugin.collected import Collection
 from memplan.pytest_plugin.settings import Settings, add_settings, settings_of
 from memplan.pytest_plugin.summary import ATTRIBUTE, Summary, said
@@ -109,7 +109,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if run.section:
             report.sections.append(("memplan", run.section))
         # Plain types, which xdist sends to the controller with the report.
-        setattr(report, ATTRIBUTE, [asdict(outcome) for outcome in run.outcomes])
+        setattr(report, ATTRIBUTE, (is_marked(item), [asdict(outcome) for outcome in run.outcomes]))
     return report
 
 

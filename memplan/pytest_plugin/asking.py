@@ -96,6 +96,11 @@ class Asked:
     inputs: Any
 
 
+def is_marked(node: pytest.Item) -> bool:
+    """Return whether a test has a marker."""
+    return any(node.get_closest_marker(name) is not None for name in MARKERS)
+
+
 def asked_of(node: pytest.Item, settings: Settings) -> Asked | None:
     """Return what the markers of a test ask for; ``None`` where it has none.
 

@@ -1,19 +1,19 @@
-"""Which marked tests there are, and the files of which all were collected: other entries of theirs are stale."""
+"""Which tests there are, and the files of which all were collected: other entries of theirs are stale."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from memplan.pytest_plugin.asking import MARKERS
+from memplan.pytest_plugin.asking import is_marked
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """The node ids of marked tests, and of the files of which no test was left out."""
+    """The node ids of all tests and of the files of which none was left out; nothing where no test is marked."""
 
     tests: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
@@ -36,12 +36,14 @@ class Collection:
         elif not inside:
             self._passed.add(file)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: Sequence[pytest.Item]) -> None:
-        """Note which tests are marked, before any are left out by -k, -m and the like."""
-        self._tests = tuple(
-            item.nodeid for item in items if any(item.get_closest_marker(name) is not None for name in MARKERS)
-        )
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, items: Sequence[pytest.Item]) -> Generator[None, object, object]:
+        """Note which tests there are: before -k, -m and the like leave any out, after other hooks have marked some."""
+        first = tuple(items)
+        result = yield
+        if any(map(is_marked, first)):
+            self._tests = tuple(item.nodeid for item in first)
+        return result
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

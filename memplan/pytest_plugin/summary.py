@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -41,13 +40,18 @@ class Summary:
         self._settings, self._collection = settings, collection
         self._root, self._folder = config.rootpath, config.invocation_params.dir
         self._found: dict[str, tuple[Outcome, ...]] = {}
+        self._unmarked: set[str] = set()
         self._sent = Collected()
         self._notes: tuple[Note, ...] = ()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a test's report bears; the last run of a test counts."""
-        told: Sequence[dict[str, Any]] = getattr(report, ATTRIBUTE, ())
-        if report.when == "call" and told:
+        if report.when != "call":
+            return
+        marked, told = getattr(report, ATTRIBUTE, (True, ()))
+        (self._unmarked.discard if marked else self._unmarked.add)(report.nodeid)
+        self._found.pop(report.nodeid, None)
+        if told:
             from memplan.pytest_plugin.outcomes import Outcome
 
             expected = hasattr(report, "wasxfail") and report.outcome == "skipped"
@@ -56,8 +60,6 @@ class Summary:
                 replace(each, word="xfails") if expected and each.word in ("fails", "error") else each
                 for each in outcomes
             )
-        elif report.when == "call":
-            self._found.pop(report.nodeid, None)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -104,7 +106,7 @@ class Summary:
 
         path = self._settings.baseline
         before = read_baseline(path)
-        stale = tuple(_stale({} if before is None else before.tests, collected, self._root))
+        stale = tuple(self._stale({} if before is None else before.tests, checked, collected))
         shown = os.path.relpath(path, self._folder) if path.is_relative_to(self._folder) else str(path)
         if self._settings.update:
             yield from self._written(before or Baseline(origin=str(path)), checked, stale, shown)
@@ -115,6 +117,19 @@ class Summary:
         for outcome in checked:
             if outcome.unpriced:
                 yield Note(f"{outcome.test}: not priced: {'; '.join(outcome.unpriced)}")
+
+    def _stale(self, entries: Iterable[str], checked: Sequence[Outcome], collected: Collected) -> Iterator[str]:
+        """Yield the entries of tests that ran without a marker, or are no more.
+
+        Those are no more whose file is gone, or was collected completely and has no such test. One that was not run may
+        be marked by a fixture.
+        """
+        there = {*collected.tests, *(outcome.test for outcome in checked)}
+        for test in entries:
+            file = test.partition("::")[0]
+            gone = test not in there and (file in collected.files or not (self._root / file).exists())
+            if gone or test in self._unmarked:
+                yield test
 
     def _written(
         self, before: Baseline, checked: Sequence[Outcome], stale: Sequence[str], shown: str
@@ -182,14 +197,6 @@ def closing(outcomes: Iterable[Outcome]) -> str:
     if failing:
         return f"{failing} of {_tests(len(words))} fail{'s' if failing == 1 else ''}."
     return "The one test holds." if len(words) == 1 else f"All {_tests(len(words))} hold."
-
-
-def _stale(entries: Iterable[str], collected: Collected, root: Path) -> Iterator[str]:
-    """Yield the entries whose file is gone, or was collected completely and has no such marked test."""
-    for test in entries:
-        file = test.partition("::")[0]
-        if test not in collected.tests and (file in collected.files or not (root / file).exists()):
-            yield test
 
 
 def _missing(before: Baseline | None, checked: Sequence[Outcome], shown: str) -> Iterator[Note]:

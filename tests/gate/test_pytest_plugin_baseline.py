@@ -207,6 +207,42 @@ def test_an_update_drops_stale_entries_and_says_so(renamed: Project) -> None:
     assert set(baseline(renamed)["tests"]) == {"test_other.py::test_b", "test_toy.py::test_a"}
 
 
+BY_A_HOOK = """
+import pytest
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(pytest.mark.max_training_memory_growth("2%", of="saved", input_shape=(16,), batch_size=2))
+"""
+BY_A_FIXTURE = """
+import pytest
+
+@pytest.fixture(autouse=True)
+def limited(request):
+    request.node.add_marker(
+        pytest.mark.max_training_memory_growth("2%", of="saved", input_shape=(16,), batch_size=2)
+    )
+"""
+
+
+@pytest.mark.parametrize("conftest", [BY_A_HOOK, BY_A_FIXTURE], ids=["hook", "fixture"])
+def test_entries_of_tests_that_are_marked_late_are_not_stale(project: Project, conftest: str) -> None:
+    project.pytester.makeconftest(conftest)
+    project.write("def test_1(): return net()\ndef test_2(): return net()")
+    project.run(UPDATE).assert_outcomes(passed=2)
+    assert STALE not in project.run().stdout.str()
+    run = project.run(UPDATE, "-k", "test_1")
+    run.stdout.fnmatch_lines([f"{FILE} is written: 1 test now accepted, 1 kept"])
+    assert set(baseline(project)["tests"]) == {"test_toy.py::test_1", "test_toy.py::test_2"}
+
+
+def test_the_entry_of_a_test_that_ran_without_its_marker_is_stale(project: Project) -> None:
+    project.on("@limit('1GB', **shape)\ndef test_a(): return net()\n" + GROWS.format(limit="'2%'"), UPDATE)
+    run = project.on("def test_a(): pass\n" + GROWS.format(limit="'2%'"))
+    run.stdout.fnmatch_lines([f"{STALE}test_toy.py::test_a; drop them with {UPDATE}"])
+    assert STALE not in project.run("-k", "test_it").stdout.str(), "a fixture may mark what did not run"
+
+
 def test_a_baseline_of_another_torch_is_named(project: Project) -> None:
     project.on(GROWS.format(limit="'2%'"), UPDATE)
     path = project.pytester.path / FILE
