@@ -139,13 +139,17 @@ def _failing(test: str | None = None) -> Iterator[None]:
 
 def _check(item: pytest.Function, asked: Asked, returned: Any, arguments: dict[str, Any]) -> None:
     """Fail a test whose model does not hold; record what was found."""
-    from memplan.pytest_plugin.outcomes import outcome_of, properties_of, section_of, verdict_on
+    from memplan.pytest_plugin.outcomes import no_outcome, outcome_of, properties_of, section_of, verdict_on
 
     settings, run = item.config.stash[_SETTINGS], item.stash[_RUN]
     with _failing():
-        baseline = _read_baseline(item.config)
-        before = None if baseline is None else baseline.tests.get(item.nodeid)
-        verdict = verdict_on(item.nodeid, asked, returned, arguments, settings, before)
+        try:
+            baseline = _read_baseline(item.config)
+            before = None if baseline is None else baseline.tests.get(item.nodeid)
+            verdict = verdict_on(item.nodeid, asked, returned, arguments, settings, before)
+        except Exception:
+            run.outcomes.append(no_outcome(item.nodeid, asked))
+            raise
     outcome = outcome_of(item.nodeid, verdict, update=settings.update)
     run.outcomes.append(outcome)
     found = properties_of(outcome)

@@ -277,6 +277,36 @@ def test_it(): return Broken()
     )
 
 
+def test_a_model_that_is_not_found_has_a_row_too(project: Project) -> None:
+    run = project.on(
+        """
+@limit("1GB")
+def test_none(): pass
+
+@limit("1GB", of="saved")
+def test_spec(): return "resnet5"
+
+@limit("1GB")
+def test_inputs(): return net()
+
+@limit("1GB")
+@pytest.mark.xfail
+def test_expected(): return net()
+""",
+        "--memplan-report",
+    )
+    run.assert_outcomes(failed=3, xfailed=1)
+    run.stdout.fnmatch_lines(
+        [
+            "test_toy.py::test_expected *- *xfails",
+            "test_toy.py::test_inputs *- *error",
+            "test_toy.py::test_none *- *error",
+            "test_toy.py::test_spec *saved *- *error",
+            "3 of 4 tests fail.",
+        ]
+    )
+
+
 def test_what_cannot_be_priced_is_told_and_fails_when_strict(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
