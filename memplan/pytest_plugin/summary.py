@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +18,6 @@ from memplan.pytest_plugin.settings import Settings
 if TYPE_CHECKING:
     from memplan.gate.baseline import Baseline
     from memplan.pytest_plugin.outcomes import Outcome
-    from memplan.reports.layout import Columns
 
 #: What the report of a test bears from the process that ran it to the one that tells.
 ATTRIBUTE: Final = "memplan"
@@ -87,8 +87,9 @@ class Summary:
         terminalreporter.section("memplan")
         outcomes = self._outcomes()
         if self._settings.report and outcomes:
-            width = terminalreporter.config.get_terminal_writer().fullwidth
-            heading, *lines = (line.plain.rstrip() for line in table_of(outcomes).lines(width))
+            # A log wraps no line, and is searched for them.
+            width = terminalreporter.config.get_terminal_writer().fullwidth if terminalreporter.isatty else sys.maxsize
+            heading, *lines = table_of(outcomes, width)
             terminalreporter.write_line(heading, bold=True)
             for outcome, line in zip(outcomes, lines, strict=True):
                 terminalreporter.write_line(line, red=outcome.word in ("fails", "error"))
@@ -160,8 +161,8 @@ def said(error: Exception) -> str:
     return str(error).replace("--update-baseline", _UPDATE)
 
 
-def table_of(outcomes: Sequence[Outcome]) -> Columns:
-    """Return the table of all checked tests."""
+def table_of(outcomes: Sequence[Outcome], width: int) -> list[str]:
+    """Return the headings and the rows of all checked tests; names that find no room have lines of their own."""
     from memplan.gate.formats.contents import NOTHING, shown_bytes
     from memplan.gate.judge import growth_text
     from memplan.reports.layout import Column, Columns
@@ -175,8 +176,8 @@ def table_of(outcomes: Sequence[Outcome]) -> Columns:
     def name(outcome: Outcome) -> str:
         return plain(outcome.test if outcome.word else f"{outcome.test} ({outcome.model})")
 
+    names = Column("test", tuple(map(name, outcomes)), right=False)
     columns = [
-        Column("test", tuple(map(name, outcomes)), right=False, elastic=True),
         Column("limit", tuple(shown_bytes(each.limit_bytes) for each in outcomes)),
         Column("now", tuple(shown_bytes(each.bytes) for each in outcomes)),
         Column("baseline", tuple(shown_bytes(each.baseline_bytes) for each in outcomes), leaves=1),
@@ -184,8 +185,12 @@ def table_of(outcomes: Sequence[Outcome]) -> Columns:
         Column("verdict", tuple(each.word or NOTHING for each in outcomes), right=False),
     ]
     if any(each.of != "peak" for each in outcomes):
-        columns.insert(1, Column("of", tuple(each.of for each in outcomes), right=False))
-    return Columns(tuple(columns), indent=0)
+        columns.insert(0, Column("of", tuple(each.of for each in outcomes), right=False))
+    table = list(Columns((names, *columns), indent=0).lines(sys.maxsize))
+    if max(line.cell_len for line in table) <= width:
+        return [line.plain for line in table]
+    rows = Columns(tuple(columns)).lines(width)
+    return [f"{test}\n{row.plain}" for test, row in zip((names.heading, *names.cells), rows, strict=True)]
 
 
 def closing(outcomes: Iterable[Outcome]) -> str:

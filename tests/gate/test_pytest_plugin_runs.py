@@ -10,7 +10,9 @@ import pytest
 
 from memplan.gate.baseline import BASELINE_FILE as GATE_FILE
 from memplan.pytest_plugin.asking import MARKERS
+from memplan.pytest_plugin.outcomes import Outcome
 from memplan.pytest_plugin.settings import BASELINE_FILE, SETTINGS
+from memplan.pytest_plugin.summary import table_of
 from tests.gate.marked import BATCH, SAVED, WIDTH, Project, warm
 
 pytest_plugins = ["pytester"]
@@ -148,12 +150,24 @@ def test_the_report_is_printed_when_it_is_asked_for(project: Project) -> None:
         assert told(run) == ["No test was held to a limit."]
 
 
-def test_the_section_and_the_table_keep_to_a_narrow_screen(project: Project) -> None:
-    project.write(f"@growth('0', **shape)\n@limit({SAVED - 1})\ndef test_{'long_' * 20}name(): return net()")
+def test_the_section_keeps_to_a_narrow_screen_and_a_row_of_a_log_is_whole(project: Project) -> None:
+    test = f"test_{'long_' * 20}name"
+    project.write(f"@growth('0', **shape)\n@limit({SAVED - 1})\ndef {test}(): return net()")
     project.run("--memplan-update-baseline")
     run = project.run("--memplan-report", COLUMNS="60", WIDTH=str(WIDTH + 1))
     (start,) = (place for place, line in enumerate(run.outlines) if line.startswith("-") and " memplan " in line)
-    assert max(map(len, [*run.outlines[start : start + 20], *told(run)])) <= 60
+    assert max(map(len, run.outlines[start : start + 10])) <= 60
+    run.stdout.fnmatch_lines([f"test_toy.py::{test}  saved *{SAVED + 8} B *{SAVED} B *%)  fails"])
+
+
+def test_a_name_that_finds_no_room_on_a_screen_has_a_line_of_its_own() -> None:
+    tests = [f"tests/test_models.py::test_it[{name}]" for name in ("squeezenet1_0", "squeezenet1_1")]
+    outcomes = [Outcome(test, "SqueezeNet", "peak", "ok", 1_000_000, 2_000_000, 900_000) for test in tests]
+    wide = table_of(outcomes, 120)
+    assert [line.split("  ")[0] for line in wide] == ["test", *tests]
+    narrow = table_of(outcomes, 60)
+    assert [line.split("\n")[0] for line in narrow] == ["test", *tests]
+    assert [line.split("\n")[1].split() for line in narrow] == [line.split()[1:] for line in wide]
 
 
 def test_pytest_knows_the_markers_and_the_settings(project: Project) -> None:
