@@ -14,6 +14,7 @@ from memplan.memory.optimizers import optimizer_rule
 from memplan.methods import Method, Plan, method_named
 from memplan.methods.plan import PLAN_FILE, plan_from_json
 from memplan.methods.treatments import treatment_named
+from memplan.setting import check_k
 from memplan.steps import PlannedStep, Steps
 from memplan.subject import Subject, subject_of
 
@@ -113,8 +114,7 @@ def planned_by(
         treatment_named(name)
     if k is not None and not chosen.needs_k:
         raise UsageError(f"method {chosen.name!r} takes no k (={k}); leave it out, or use top-k or mobiletl")
-    if k is not None and (not isinstance(k, int) or isinstance(k, bool)):
-        raise UsageError(f"k is a whole number, not {k!r}; write for example k=5")
+    check_k(k)
     blocks = steps.settled_k(chosen, k)
     made = steps.planned(chosen, blocks, treatments=treatments, optimizer=optimizer, implementation=implementation)
     if not made.plan.trained and not made.plan.lite:

@@ -37,13 +37,13 @@ class BudgetError(MemplanError):
     exit_code = 1
 
 
-def did_you_mean(name: str, known: Iterable[str], *, limit: int = 2) -> str:
+def did_you_mean(name: object, known: Iterable[str], *, limit: int = 2) -> str:
     """Return ``"; did you mean 'a' or 'b'?"`` for the names closest to ``name``, or ``""`` when none is close.
 
     >>> did_you_mean("resnet5", ["resnet50", "vgg16"])
     "; did you mean 'resnet50'?"
     """
-    close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6) if isinstance(name, str) else []
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
@@ -56,6 +56,6 @@ def known(what: str, name: _Name, names: Collection[str]) -> _Name:
     >>> known("runner", "stock", ("stock", "memplan"))
     'stock'
     """
-    if name not in names:
-        raise UsageError(f"no {what} {name!r}{did_you_mean(str(name), names)}; choose one of {', '.join(names)}")
+    if not isinstance(name, str) or name not in names:
+        raise UsageError(f"no {what} {name!r}{did_you_mean(name, names)}; choose one of {', '.join(names)}")
     return name

@@ -12,7 +12,7 @@ from memplan.memory.estimate import lower_estimate, upper_estimate
 from memplan.memory.parts import Parts, parts_of
 from memplan.methods import Plan, method_named
 from memplan.methods.method import runners_of
-from memplan.setting import implementation_of, setting_of
+from memplan.setting import check_k, implementation_of, setting_of
 from memplan.shapes import format_shape
 from memplan.steps import RunnerStep, Steps
 
@@ -76,6 +76,7 @@ def _ran(steps: Steps, check: Check, plan: Plan | None) -> tuple[RunnerStep, str
     if plan is not None:
         step = RunnerStep(steps.run(plan), "in-backward" if plan.fused_update else how, plan)
         return step, "memplan", f"plan {plan.label}"
+    check_k(check.k)
     method = method_named(check.method)
     blocks = steps.settled_k(method, check.k)
     runner = runners_of(method, check.runner, check.treatments)[0]

@@ -37,6 +37,16 @@ def setting_of(subject: Subject, steps: Steps, optimizer: str, implementation: I
     )
 
 
+def check_k(k: object) -> None:
+    """Raise where ``k`` is given and counts nothing.
+
+    Raises:
+        UsageError: it is no whole number.
+    """
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool)):
+        raise UsageError(f"k is a whole number, not {k!r}; write for example k=5")
+
+
 def budget_in_bytes(budget: int | str | None) -> int | None:
     """Return a budget given as text or as a number of bytes.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from memplan.sources import resolve
 from memplan.sources.records import Source
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from memplan.tracing.step import Loss
@@ -73,10 +75,10 @@ def subject_of(
     batch_size: int | None = None,
     input_shape: tuple[int, ...] | None = None,
     classes: int | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     weights: str | Path | None = None,
     training: bool | None = None,
-    amp: str | None = None,
+    amp: str | torch.dtype | None = None,
     loss: Loss | None = None,
 ) -> Subject:
     """Return the subject that a spec or a module with example inputs describes.
@@ -88,8 +90,15 @@ def subject_of(
         UsageError: the request cannot be understood.
         AnalysisError: the model cannot be loaded.
     """
-    if amp is not None and amp not in AMP_DTYPES:
+    autocast = dtype_name(amp)
+    if autocast is not None and autocast not in AMP_DTYPES:
         raise UsageError(f"no autocast dtype {amp!r}{did_you_mean(amp, AMP_DTYPES)}; choose bf16 or fp16")
+    if training is not None and not isinstance(training, bool):
+        raise UsageError(f"training is True or False, not {training!r}; leave it out for the model's own mode")
+    if loss is not None and not callable(loss):
+        raise UsageError(f"loss is a function of the model's output, not {loss!r}; pass one that gives a scalar")
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        raise UsageError(f"weights is the path of a file, not {weights!r}; give a .pt, .pth or .safetensors file")
     if isinstance(model, str):
         if inputs is not None:
             raise UsageError(
@@ -100,10 +109,14 @@ def subject_of(
             batch_size=BATCH_SIZE if batch_size is None else batch_size,
             input_shape=input_shape,
             classes=classes,
-            dtype=dtype,
+            dtype=dtype_name(dtype),
             weights=Path(weights) if weights is not None else None,
         )
-        return Subject(source.name, source.origin, source=source, training=training, amp=amp, loss=loss)
+        return Subject(source.name, source.origin, source=source, training=training, amp=autocast, loss=loss)
+    if isinstance(model, type):
+        raise UsageError(
+            f"a model is a spec or a torch.nn.Module, not the class {model.__name__}; pass one of its objects"
+        )
     if not callable(getattr(model, "named_parameters", None)):
         raise UsageError(f"a model is a spec or a torch.nn.Module, not {type(model).__name__}; pass one of these")
     if inputs is None:
@@ -125,7 +138,7 @@ def subject_of(
 
     args, kwargs = forward_of(inputs)
     name = type(getattr(model, "_orig_mod", model)).__name__
-    return Subject(name, "module", module=model, args=args, kwargs=kwargs, training=training, amp=amp, loss=loss)
+    return Subject(name, "module", module=model, args=args, kwargs=kwargs, training=training, amp=autocast, loss=loss)
 
 
 #: Samples in a spec's batch where nothing is said.
@@ -133,6 +146,15 @@ BATCH_SIZE: Final = 8
 
 #: Autocast dtypes by the short names that people type.
 AMP_DTYPES: dict[str, str] = {"bf16": "bfloat16", "fp16": "float16", "bfloat16": "bfloat16", "float16": "float16"}
+
+
+def dtype_name(dtype: object) -> str | None:
+    """Return the name of a dtype that is given by name or as PyTorch's own.
+
+    >>> dtype_name("float16"), dtype_name("torch.float16"), dtype_name(None)
+    ('float16', 'float16', None)
+    """
+    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, ...]:

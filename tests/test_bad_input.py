@@ -8,11 +8,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+import memplan
 from memplan.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -313,3 +315,55 @@ def test_a_model_that_cannot_run_is_told_from_one_that_cannot_be_recorded() -> N
         "memplan: net records but does not run: IndexError: index out of range in self; "
         "check its inputs' values and this machine's memory\n"
     )
+
+
+#: What is given to a check of a spec -> what is said.
+VALUES: tuple[tuple[dict[str, object], str], ...] = (
+    ({"dtype": torch.int64}, "no dtype 'int64'; choose one of float32, *"),
+    ({"dtype": 3}, "no dtype '3'; choose one of float32, *"),
+    ({"amp": True}, "no autocast dtype True; choose bf16 or fp16"),
+    ({"amp": torch.float64}, "no autocast dtype torch.float64; choose bf16 or fp16"),
+    ({"method": None}, "no method None; choose from full, *"),
+    ({"method": 3}, "no method 3; choose from full, *"),
+    ({"method": ["full"]}, "no method ['full']; choose from full, *"),
+    ({"optimizer": ["adam"]}, "no optimizer ['adam']; choose one of sgd, *"),
+    ({"of": {}}, "no quantity {}; choose one of peak, *"),
+    ({"k": "5", "method": "top-k"}, "k is a whole number, not '5'; write for example k=5"),
+    ({"batch_size": "8"}, "batch size must be at least 1, not '8'"),
+    ({"batch_size": True}, "batch size must be at least 1, not True"),
+    ({"batch_size": 2.5}, "batch size must be at least 1, not 2.5"),
+    ({"classes": "10"}, "classes must be at least 1, not '10'"),
+    (
+        {"input_shape": "3x64x64"},
+        "input shape must hold positive sizes, not '3x64x64'; write for example (3, 224, 224)",
+    ),
+    ({"input_shape": 64}, "input shape must hold positive sizes, not 64; *"),
+    ({"input_shape": (3, "64", 64)}, "input shape must hold positive sizes, not (3, '64', 64); *"),
+    ({"training": "no"}, "training is True or False, not 'no'; leave it out for the model's own mode"),
+    ({"weights": 3}, "weights is the path of a file, not 3; give a .pt, .pth or .safetensors file"),
+    ({"loss": "mse"}, "loss is a function of the model's output, not 'mse'; pass one that gives a scalar"),
+)
+
+
+@pytest.mark.parametrize(("options", "line"), VALUES, ids=lambda value: str(value)[:40])
+def test_a_value_of_the_wrong_type_is_one_line(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(memplan.UsageError) as raised:
+        memplan.check("squeezenet1_1", **options)
+    said = str(raised.value)
+    assert said.startswith(line[:-1]) if line.endswith("*") else said == line
+    assert "\n" not in said
+
+
+def test_a_class_is_no_model() -> None:
+    with pytest.raises(memplan.UsageError, match="not the class Linear; pass one of its objects"):
+        memplan.check(torch.nn.Linear, torch.zeros(2, 4))
+
+
+def test_a_dtype_of_pytorch_is_its_name() -> None:
+    net, options = torch.nn.Linear(4, 4), {"input_shape": (3, 64, 64), "batch_size": 1}
+    for dtype in (torch.float16, "float16"):
+        verdict = memplan.check("squeezenet1_1", dtype=dtype, **options)
+        assert verdict.reading is not None
+        assert verdict.reading.dtype == "float16"
+    readings = [memplan.check(net, torch.zeros(2, 4), amp=amp).reading for amp in (torch.bfloat16, "bfloat16")]
+    assert readings[0] == readings[1]

@@ -23,7 +23,7 @@ def method_named(name: str) -> Method:
     Raises:
         UsageError: there is no such method.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         hint = did_you_mean(name, METHODS) or f"; choose from {', '.join(METHODS)}"
         raise UsageError(f"no method {name!r}{hint}")
     return METHODS[name]

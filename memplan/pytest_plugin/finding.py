@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from memplan.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from memplan.pytest_plugin.asking import Asked
@@ -38,9 +39,9 @@ def model_of(asked: Asked, returned: Any, arguments: Mapping[str, Any]) -> tuple
         model, inputs = returned
     else:
         model = returned
-    if not _is_model(model):
+    if not is_model(model):
         raise UsageError(
-            f"the test returns {_described(returned)}, which is no model; return a module, a module and its inputs, "
+            f"the test returns {described(returned)}, which is no model; return a module, a module and its inputs, "
             "or a spec such as 'mobilenet_v3'"
         )
     return model, _inputs(asked, arguments, model) if inputs is None else inputs
@@ -78,7 +79,7 @@ def _argument(asked: Asked, arguments: Mapping[str, Any]) -> Any:
     """Return the argument that is the model."""
     if asked.model is not None:
         return _named(asked.model, arguments)
-    if _is_model(arguments.get(_MODEL)):
+    if is_model(arguments.get(_MODEL)):
         return arguments[_MODEL]
     modules = [name for name, value in arguments.items() if _is_module(value)]
     if len(modules) == 1:
@@ -108,16 +109,20 @@ def _named(name: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _zeros(
-    model: nn.Module, *, input_shape: tuple[int, ...], batch_size: int = _BATCH_SIZE, dtype: str | None = None
+    model: nn.Module,
+    *,
+    input_shape: tuple[int, ...],
+    batch_size: int = _BATCH_SIZE,
+    dtype: str | torch.dtype | None = None,
 ) -> Any:
     """Return a batch of zeros where the model is, in the dtype of its parameters if no other is asked for."""
     import torch
 
     first = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.empty(0))
-    kind = first.dtype if dtype is None else getattr(torch, dtype, None)
+    kind = first.dtype if dtype is None else getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(kind, torch.dtype):
         known = [name for name, value in vars(torch).items() if isinstance(value, torch.dtype)]
-        raise UsageError(f"no dtype {dtype!r}{did_you_mean(str(dtype), known) or '; write for example float32'}")
+        raise UsageError(f"no dtype {dtype!r}{did_you_mean(dtype, known) or '; write for example float32'}")
     sizes = (batch_size, *input_shape) if isinstance(input_shape, (tuple, list)) else ()
     if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise UsageError(
@@ -127,7 +132,8 @@ def _zeros(
     return torch.zeros(sizes, dtype=kind, device=first.device)
 
 
-def _is_model(value: Any) -> TypeGuard[str | nn.Module]:
+def is_model(value: Any) -> TypeGuard[str | nn.Module]:
+    """Return whether a value is a spec or a module."""
     return isinstance(value, str) or _is_module(value)
 
 
@@ -136,7 +142,8 @@ def _is_module(value: Any) -> bool:
     return callable(getattr(value, "named_parameters", None)) and not isinstance(value, type)
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """Return in words what a value is that is no model."""
     if isinstance(value, tuple):
         return f"a tuple of {' and '.join(type(item).__name__ for item in value) or 'nothing'}"
     return f"a class, {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from memplan.errors import UsageError
 from memplan.pytest_plugin.asking import PRICED, Asked, check_options
-from memplan.pytest_plugin.finding import model_of, with_inputs
+from memplan.pytest_plugin.finding import described, is_model, model_of, with_inputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,6 +143,8 @@ def footprint_of(
     from memplan.tracing.machine import named_machine
 
     check_options(options, PRICED, "training_memory")
+    if not is_model(model):
+        raise UsageError(f"training_memory is given {described(model)}, which is no model; pass a module or a spec")
     inputs, left = with_inputs(model, inputs, options)
     machine = left.pop("threads", THREADS), left.pop("instruction_set", INSTRUCTION_SET)
     method = left.pop("method", "full")

@@ -9,6 +9,7 @@ Importing this package imports neither torch nor a model library; ``resolve`` im
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,12 +62,14 @@ def resolve(
         UsageError: the spec or an option cannot be understood.
         AnalysisError: the model's package is missing or broken, or its file does not run.
     """
-    if batch_size < 1:
-        raise UsageError(f"batch size must be at least 1, not {batch_size}")
-    if classes is not None and classes < 1:
-        raise UsageError(f"classes must be at least 1, not {classes}")
-    if input_shape is not None and (not input_shape or min(input_shape) < 1):
-        raise UsageError(f"input shape must hold positive sizes, not {input_shape}; write for example (3, 224, 224)")
+    if not _is_size(batch_size):
+        raise UsageError(f"batch size must be at least 1, not {batch_size!r}")
+    if classes is not None and not _is_size(classes):
+        raise UsageError(f"classes must be at least 1, not {classes!r}")
+    if input_shape is not None and not (
+        isinstance(input_shape, (tuple, list)) and input_shape and all(map(_is_size, input_shape))
+    ):
+        raise UsageError(f"input shape must hold positive sizes, not {input_shape!r}; write for example (3, 224, 224)")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"no dtype {dtype!r}{did_you_mean(dtype, DTYPES) or '; choose one of ' + ', '.join(DTYPES)}")
     if weights is not None and not Path(weights).is_file():
@@ -75,6 +78,11 @@ def resolve(
     from memplan.sources.kinds import resolve_spec
 
     return resolve_spec(Request(spec, batch_size, input_shape, classes, dtype, Path(weights) if weights else None))
+
+
+def _is_size(value: object) -> bool:
+    # numpy's integers are numbers.Integral, and no int.
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def __getattr__(name: str) -> Any:

@@ -349,6 +349,11 @@ def test_wrong(training_memory):
         training_memory(net(), batch(), runner="both")
     with pytest.raises(memplan.UsageError, match="takes a method's name, not a tuple"):
         training_memory(net(), batch(), method=("full", "last"))
+    with pytest.raises(memplan.UsageError, match="given a NoneType, which is no model; pass a module or a spec"):
+        training_memory(None)
+    with pytest.raises(memplan.UsageError, match="given a class, Linear, which is no model"):
+        training_memory(nn.Linear, batch())
+    training_memory(net().double(), input_shape=(16,), dtype=torch.float64)
     with pytest.raises(memplan.AnalysisError, match="fails in its forward"):
         training_memory(net(), batch()[:, :3])
 """,
