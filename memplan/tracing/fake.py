@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -52,6 +53,9 @@ class FakeModel:
                 f"{_place(recorder, layers)} needs the values of a tensor ({error.func}), which a recording does not "
                 "have; give the branch or shape as a constant, or analyse the part of the model before it"
             ) from error
+        except SystemExit as error:
+            text = " ".join(str(error).split())
+            raise AnalysisError(f"the model's own code exits ({text}); remove its call of exit") from error
         except Exception as error:
             raise AnalysisError(
                 f"the model fails in its {recorder.phase}: ran up to {_place(recorder, layers)}, then "
@@ -83,9 +87,10 @@ def fake_model(
     is, on the CPU for one on meta.
 
     Raises:
-        AnalysisError: the module cannot be copied, or this PyTorch has no such device.
+        AnalysisError: the module cannot be copied or has layers without a shape, or this PyTorch has no such device.
     """
     module = getattr(module, "_orig_mod", module)
+    _check_shaped(module)
     target = _device(module, device)
     mode = FakeTensorMode()
     memo: dict[int, Any] = {}
@@ -102,6 +107,13 @@ def fake_model(
             f"cannot copy the model: {one_line(error)}; remove what cannot be deep-copied from its attributes"
         ) from error
     return FakeModel(*copied, mode=mode, device=target)
+
+
+def _check_shaped(module: torch.nn.Module) -> None:
+    for path, layer in module.named_modules():
+        if any(map(is_lazy, (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))):
+            place = f"layer {path!r} ({type(layer).__name__})" if path else f"the model ({type(layer).__name__})"
+            raise AnalysisError(f"{place} has no shape yet; run the model once before")
 
 
 def _device(module: torch.nn.Module, asked: str | None) -> torch.device:

@@ -239,3 +239,26 @@ def _network(name: str) -> tuple[nn.Module, Any]:
     make, inputs_of = NETWORKS[name]
     torch.manual_seed(0)
     return make(), inputs_of()
+
+
+def test_a_layer_without_a_shape_is_named() -> None:
+    net = nn.Sequential(nn.ReLU(), nn.LazyLinear(4))
+    with pytest.raises(memplan.AnalysisError, match=r"^layer '1' \(LazyLinear\) has no shape yet; run the model once"):
+        memplan.analyze(net, torch.zeros(2, 4))
+    verdict = memplan.check(nn.LazyLinear(4), torch.zeros(2, 4), limit="64MB")
+    assert [each.sentence for each in verdict.failures] == [
+        "the model (LazyLinear) has no shape yet; run the model once before"
+    ]
+    net(torch.zeros(2, 4))
+    assert memplan.check(net, torch.zeros(2, 4), limit="64MB").holds
+
+
+def test_a_forward_that_exits_is_told() -> None:
+    class Exits(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise SystemExit("no\nGPU")
+
+    with pytest.raises(
+        memplan.AnalysisError, match=r"^the model's own code exits \(no GPU\); remove its call of exit$"
+    ):
+        memplan.analyze(Exits(), torch.zeros(2, 4))
