@@ -33,6 +33,8 @@ def model_of(asked: Asked, returned: Any, arguments: Mapping[str, Any]) -> tuple
         UsageError: there is no model, or more than one.
     """
     inputs = None
+    if asked.model is not None:
+        _named(asked.model, arguments)  # it is the test's own also where another model is returned
     if returned is None:
         model = _argument(asked, arguments)
     elif isinstance(returned, tuple) and len(returned) == 2:

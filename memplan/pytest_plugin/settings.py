@@ -80,7 +80,7 @@ def settings_of(config: pytest.Config) -> Settings:
     """Return the settings of a run.
 
     Raises:
-        UsageError: pytest's; a size or a growth cannot be read.
+        UsageError: pytest's; a setting cannot be read.
     """
     found = {name: _value(config, name) for name in SETTINGS}
     _check(found)
@@ -105,9 +105,19 @@ def _value(config: pytest.Config, name: str) -> tuple[Any, str]:
         return config.getoption(_dest(name)), setting.flag
     if setting.variable is not None and os.environ.get(setting.variable):
         return os.environ[setting.variable], setting.variable
-    if setting.ini is not None and config.getini(setting.ini):
-        return config.getini(setting.ini), setting.ini
+    if setting.ini is not None and (value := _ini_value(config, setting.ini, setting.metavar)):
+        return value, setting.ini
     return None, ""
+
+
+def _ini_value(config: pytest.Config, name: str, metavar: str | None) -> Any:
+    try:
+        return config.getini(name)
+    except (ValueError, pytest.UsageError) as error:
+        if metavar is not None:
+            raise
+        # pytest does not say which setting it could not read.
+        raise pytest.UsageError(f"{name}: {error}; write true or false") from error
 
 
 def _check(found: dict[str, tuple[Any, str]]) -> None:
@@ -127,9 +137,16 @@ def _check(found: dict[str, tuple[Any, str]]) -> None:
 
 
 def _baseline(config: pytest.Config, file: str | None, given: str) -> Path:
-    """Return the baseline's file: what the ini file names is beside it, what a person types is in the directory."""
+    """Return the baseline's file: what the ini file names is beside it, what a person types is in the directory.
+
+    Raises:
+        UsageError: pytest's; it is no regular file.
+    """
     if file is None:
         return config.rootpath / BASELINE_FILE
-    if given == SETTINGS["baseline"].ini:
-        return (config.rootpath if config.inipath is None else config.inipath.parent) / file
-    return config.invocation_params.dir / file
+    beside_ini = config.rootpath if config.inipath is None else config.inipath.parent
+    path = (beside_ini if given == SETTINGS["baseline"].ini else config.invocation_params.dir) / file
+    # A pipe would be read to its end, and nobody may ever close it.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise pytest.UsageError(f"{given}: {file!r} is no regular file; name one, such as {BASELINE_FILE}")
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -273,6 +274,14 @@ def test_a_baseline_that_cannot_be_written_is_said_before_any_test_runs(project:
     run = project.on(GROWS.format(limit="'2%'"), UPDATE, "--memplan-baseline", "nowhere/b.json")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines(["ERROR: cannot write *nowhere/b.json*: there is no directory *; create it first"])
+
+
+@pytest.mark.parametrize("args", [[], [UPDATE]])
+def test_a_baseline_that_is_no_regular_file_is_refused(project: Project, args: list[str]) -> None:
+    os.mkfifo(project.pytester.path / "pipe")
+    run = project.on(GROWS.format(limit="'2%'"), *args, "--memplan-baseline", "pipe")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines([f"ERROR: --memplan-baseline: 'pipe' is no regular file; name one, such as {FILE}"])
 
 
 def test_a_baseline_that_is_lost_meanwhile_is_an_error_of_the_run(project: Project) -> None:

@@ -92,6 +92,7 @@ def test_too_large(model): pass
         ("only", "def test_it(mlp): pass", "Sequential is given without inputs; *input_shape such as (3, 32, 32)"),
         ("shape", "def test_it(mlp, inputs): pass", "input_shape and batch_size and inputs are given to *"),
         ("dict(model='mpl')", "def test_it(mlp): pass", "the test has no argument 'mpl'; did you mean 'mlp'?"),
+        ("dict(model='x')", "def test_it(mlp): return net(), batch()", "the test has no argument 'x'; it has mlp"),
         ("dict(inputs='x')", "def test_it(mlp): pass", "the test has no argument 'x'; it has mlp"),
         ("dict(input_shape='3')", "def test_it(mlp): pass", "cannot make a batch of 8 samples of shape '3'; *"),
         ("dict(input_shape=(3, 0))", "def test_it(mlp): pass", "cannot make a batch of 8 samples of shape (3, 0); *"),

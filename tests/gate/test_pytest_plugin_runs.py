@@ -150,6 +150,13 @@ def test_the_report_is_printed_when_it_is_asked_for(project: Project) -> None:
         assert told(run) == ["No test was held to a limit."]
 
 
+def test_a_switch_of_the_configuration_that_cannot_be_read_is_named(project: Project) -> None:
+    project.pytester.makeini("[pytest]\nmemplan_report = maybe")
+    run = project.on("def test_it(): pass")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["ERROR: memplan_report: invalid truth value 'maybe'; write true or false"])
+
+
 def test_the_section_keeps_to_a_narrow_screen_and_a_row_of_a_log_is_whole(project: Project) -> None:
     test = f"test_{'long_' * 20}name"
     project.write(f"@growth('0', **shape)\n@limit({SAVED - 1})\ndef {test}(): return net()")
