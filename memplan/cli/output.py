@@ -108,7 +108,7 @@ def _drop_stdout() -> None:
 
 @contextlib.contextmanager
 def quiet(switches: dict[str, bool]) -> Iterator[None]:
-    """Keep libraries' warnings, logs and prints away from the report; ``--debug`` shows them, on stderr.
+    """Keep libraries' warnings, logs and output away from the report; ``--debug`` shows them, on stderr.
 
     Errors that libraries log are left out too: torch logs a traceback of what memplan then tells in one line.
     """

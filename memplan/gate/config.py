@@ -59,6 +59,9 @@ _SUBJECT: Final = {
 #: Keys that say more of a method, and so are moot where the command line names another one.
 _OF_METHOD: Final = frozenset({"k", "treatments", "plan"})
 
+#: Keys that can be overridden and contradict another one; what is told of it has their names.
+_CONTRADICTING: Final = ("budget", "max-growth", "min-growth", "method", "k", "runner")
+
 _CHECKS: Final = "checks"
 
 
@@ -102,7 +105,11 @@ def _table_of(path: Path, text: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         line = getattr(error, "lineno", None) or _line_in(str(error))
         raise UsageError(f"{Place(str(path), line)}: this is not TOML: {error}; correct it") from error
     except (ValueError, RecursionError) as error:
-        what = "its brackets do not end" if isinstance(error, RecursionError) else "a number in it has too many digits"
+        what = (
+            "its brackets are nested too deep"
+            if isinstance(error, RecursionError)
+            else "a number in it has too many digits"
+        )
         raise UsageError(f"{path}: {what}; correct it") from error
     table = values.get("tool", {})
     table = table.get("memplan") if isinstance(table, dict) else None
@@ -213,8 +220,9 @@ class _Reader:
         try:
             check_consistent(check, own)
         except UsageError as error:
-            told = " and ".join(_option(key) for key in above if re.search(rf"(?<![\w-]){key}(?![\w-])", str(error)))
-            head = f"{told}: check {check.name!r} at {place}" if told else f"{place}: check {check.name!r}"
+            words = re.findall(r"[\w-]+", str(error))
+            given = " and ".join(_option(key) for key in _CONTRADICTING if key in above and key in words)
+            head = f"{given}: check {check.name!r} at {place}" if given else f"{place}: check {check.name!r}"
             raise UsageError(f"{head}: {error}") from error
         return check
 

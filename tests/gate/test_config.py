@@ -192,7 +192,7 @@ def test_a_file_without_checks_says_what_to_write(file: Path, text: str, told: s
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("x = " + "[" * 3_000, "its brackets do not end; correct it"),
+        ("x = " + "[" * 3_000, "its brackets are nested too deep; correct it"),
         (f"{HEAD}jobs = {'9' * 5_001}\n{CHECK}", "a number in it has too many digits; correct it"),
     ],
 )
@@ -216,7 +216,7 @@ def test_an_override_is_told_as_an_option(file: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "overrides", "blamed"),
     [
-        ("", {"max-growth": "1MB", "min-growth": "5MB", "batch-size": 1}, ["max-growth", "min-growth"]),
+        ("", {"max-growth": "1MB", "min-growth": "5MB", "of": "saved"}, ["max-growth", "min-growth"]),
         ('min-growth = "5MB"\n', {"max-growth": "1MB"}, ["max-growth"]),
     ],
 )
