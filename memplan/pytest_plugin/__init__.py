@@ -78,7 +78,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Take what a marked test returns, and check its model once the test itself has passed."""
     # Read again: a fixture may have added a marker.
-    with _failing():
+    with _failing(), _told(pyfuncitem):
         asked = asked_of(pyfuncitem, pyfuncitem.config.stash[_SETTINGS])
     if asked is None:
         return (yield)
@@ -137,19 +137,27 @@ def _failing(test: str | None = None) -> Iterator[None]:
         raise pytest.fail.Exception(reason, pytrace=False) from None
 
 
+@contextlib.contextmanager
+def _told(item: pytest.Item, of: object = "peak") -> Iterator[None]:
+    """Give a marked test that cannot be checked its row of the report."""
+    try:
+        yield
+    except Exception:
+        from memplan.pytest_plugin.outcomes import Outcome
+
+        item.stash[_RUN].outcomes.append(Outcome(item.nodeid, "", str(of), "error", None))
+        raise
+
+
 def _check(item: pytest.Function, asked: Asked, returned: Any, arguments: dict[str, Any]) -> None:
     """Fail a test whose model does not hold; record what was found."""
-    from memplan.pytest_plugin.outcomes import no_outcome, outcome_of, properties_of, section_of, verdict_on
+    from memplan.pytest_plugin.outcomes import outcome_of, properties_of, section_of, verdict_on
 
     settings, run = item.config.stash[_SETTINGS], item.stash[_RUN]
-    with _failing():
-        try:
-            baseline = _read_baseline(item.config)
-            before = None if baseline is None else baseline.tests.get(item.nodeid)
-            verdict = verdict_on(item.nodeid, asked, returned, arguments, settings, before)
-        except Exception:
-            run.outcomes.append(no_outcome(item.nodeid, asked))
-            raise
+    with _failing(), _told(item, asked.options.get("of", "peak")):
+        baseline = _read_baseline(item.config)
+        before = None if baseline is None else baseline.tests.get(item.nodeid)
+        verdict = verdict_on(item.nodeid, asked, returned, arguments, settings, before)
     outcome = outcome_of(item.nodeid, verdict, update=settings.update)
     run.outcomes.append(outcome)
     found = properties_of(outcome)

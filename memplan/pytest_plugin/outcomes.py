@@ -102,11 +102,6 @@ def outcome_of(test: str, verdict: Verdict, *, update: bool) -> Outcome:
     )
 
 
-def no_outcome(test: str, asked: Asked) -> Outcome:
-    """Return what the report tells of a test that could not be checked."""
-    return Outcome(test=test, model="", of=str(asked.options.get("of", "peak")), word="error", bytes=None)
-
-
 def properties_of(outcome: Outcome) -> dict[str, int]:
     """Return the bytes that a JUnit file tells of a test case."""
     told = {

@@ -289,20 +289,26 @@ def test_spec(): return "resnet5"
 @limit("1GB")
 def test_inputs(): return net()
 
+@pytest.fixture
+def limited(request): request.node.add_marker(limit("1 parsec"))
+
+def test_late(limited): return net()
+
 @limit("1GB")
 @pytest.mark.xfail
 def test_expected(): return net()
 """,
         "--memplan-report",
     )
-    run.assert_outcomes(failed=3, xfailed=1)
+    run.assert_outcomes(failed=4, xfailed=1)
     run.stdout.fnmatch_lines(
         [
             "test_toy.py::test_expected *- *xfails",
             "test_toy.py::test_inputs *- *error",
+            "test_toy.py::test_late *- *error",
             "test_toy.py::test_none *- *error",
             "test_toy.py::test_spec *saved *- *error",
-            "3 of 4 tests fail.",
+            "4 of 5 tests fail.",
         ]
     )
 
