@@ -16,7 +16,7 @@ from memplan.planner.records import Budget
 from memplan.planner.terms import terms_of
 from memplan.planning import Request, planned_for
 from memplan.results import Analysis, MethodFootprint, Planned
-from memplan.setting import budget_in_bytes, implementation_of, setting_of
+from memplan.setting import budget_in_bytes, check_k, implementation_of, setting_of
 from memplan.steps import Steps
 from memplan.subject import Subject, subject_of
 from memplan.units import format_bytes
@@ -86,6 +86,8 @@ def analyze(
     chosen = (
         [METHODS[name] for name in METHODS if name != "as-is"] if everything else [method_named(n) for n in methods]
     )
+    for count in k if isinstance(k, (tuple, list)) else (k,):
+        check_k(count)
     runner = "both" if everything and runner is None else runner
     if not chosen:
         raise UsageError("no method is given; name one or more, such as full")

@@ -208,7 +208,7 @@ def test_what_cannot_be_is_told_in_one_line(case: str) -> None:
     do, kind, line = CASES[case]
     with pytest.raises(memplan.MemplanError) as raised:
         do()
-    assert type(raised.value) is kind
+    assert isinstance(raised.value, kind)
     assert str(raised.value).startswith(line)
     assert "\n" not in str(raised.value)
 
