@@ -6,7 +6,7 @@ import importlib.util
 import multiprocessing
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -15,7 +15,7 @@ from joblib import Parallel, delayed
 from joblib._dask import DaskDistributedBackend
 
 from memplan.errors import AnalysisError, UsageError
-from memplan.processes import Died, Worker, outcome_of
+from memplan.processes import Died, Ended, Worker
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,15 +49,16 @@ class Cluster:
     threads: int
 
     def run(
-        self, function: Callable[[T], R], tasks: Sequence[T], chosen: Sequence[int]
+        self, function: Callable[[T], Iterable[R]], tasks: Sequence[T], chosen: Sequence[int]
     ) -> Iterator[tuple[int, R | Died | Lost]]:
-        """Yield the index and the outcome of each chosen task, as it finishes."""
+        """Yield the results of each chosen task with its index, as it finishes."""
         if not chosen:
             return
         outcomes = self.parallel()(delayed(_outcome)(function, index, tasks[index], self.threads) for index in chosen)
         try:
-            for outcome in outcomes:  # noqa: UP028  # yield from would close them where warnings are heard
-                yield outcome
+            for index, results in outcomes:
+                for result in results:
+                    yield index, result
         finally:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # joblib tells what is given up
@@ -153,7 +154,7 @@ class _Dask(DaskDistributedBackend):  # type: ignore[misc]  # joblib has no type
         if isinstance(error, CancelledError):
             raise AnalysisError("the Dask scheduler is gone; start it, and run the same command again") from error
         if isinstance(error, KilledWorker):
-            return [(index, Lost("the Dask worker process died; out of memory?"))]
+            return [(index, [Lost("the Dask worker process died; out of memory?")])]
         if not isinstance(out, tuple):
             return super().retrieve_result_callback(out)
         raise error
@@ -168,7 +169,7 @@ def _ray_backend() -> Any:
         supports_return_generator = True
 
         def submit(self, func: Any, callback: Any = None) -> Any:
-            lost = [(_index(func), Lost("the Ray worker process died; out of memory?"))]
+            lost = [(_index(func), [Lost("the Ray worker process died; out of memory?")])]
             return super().submit(func, lambda out: callback(lost if isinstance(out, RayError) else out))
 
     return Streaming()
@@ -180,8 +181,8 @@ def _index(batch: Any) -> int:
     return int(index)
 
 
-def _outcome(function: Callable[[T], R], index: int, task: T, threads: int) -> tuple[int, R | Died]:
-    """Return the index and the outcome of one task, on a cluster's worker, which runs it in a process beside it.
+def _outcome(function: Callable[[T], Iterable[R]], index: int, task: T, threads: int) -> tuple[int, list[R | Died]]:
+    """Return the index and the results of one task, on a cluster's worker, which runs it in a process beside it.
 
     Dask samples the frames of its workers' threads for a profile, and a frame that is held keeps the tensors of its
     call alive for longer than a step does. A worker with several tasks at once would mix what models set for the whole
@@ -194,13 +195,14 @@ def _outcome(function: Callable[[T], R], index: int, task: T, threads: int) -> t
         worker = waiting.pop()
     except IndexError:
         worker = Worker(threads, IDLE_SECONDS)
-    try:
-        outcome = outcome_of(worker.start(function, task))
-    except Exception:
-        worker.stop()
-        raise
-    if isinstance(outcome, Died):
-        worker.stop()
-    else:
-        waiting.append(worker)
-    return index, outcome
+    worker.start(function, task)
+    results: list[R | Died] = []
+    while not isinstance(result := worker.received(), Ended):
+        results.append(result)
+        if isinstance(result, Died):
+            worker.stop()
+            return index, results
+    waiting.append(worker)
+    if result.error is not None:
+        raise result.error
+    return index, results

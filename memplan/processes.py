@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, NoReturn, TypeVar
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, Final, NoReturn, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _ORPHAN_SECONDS: Final = 1.0
-_SIGNAL: Final = re.compile(r"(SIG[A-Z0-9]+)\(-\d+\)")
-_EXIT: Final = re.compile(r"EXIT\((\d+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,17 @@ class Died:
     reason: str
 
 
-class Worker:
-    """A process for one task at a time, started when it has one.
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What comes after the last result of a task, and what its function raised, if it did."""
 
-    It is a pool of its own, for a pool in which one process dies loses the tasks of all. Once a task has died with it,
-    it takes no other.
+    error: BaseException | None = None
+
+
+class Worker:
+    """A process for one task at a time, started when it has one; once a task has died with it, it takes no other.
+
+    It has a pipe of its own, by which results come while the task goes on: a pool gives what a task returns.
     """
 
     def __init__(self, threads: int | None = None, idle_seconds: float | None = None) -> None:
@@ -43,30 +49,80 @@ class Worker:
                 unless torch was told another number here.
             idle_seconds: how long the process waits for a task before it ends; the next task starts another.
         """
-        from joblib.externals.loky import ProcessPoolExecutor
+        self._threads, self._idle_seconds = threads or _threads_here(), idle_seconds
+        self._started: tuple[BaseProcess, Connection] | None = None
+        self._idle_since = 0.0
 
-        self._pool = ProcessPoolExecutor(
-            1, timeout=idle_seconds, initializer=_settle, initargs=(os.getpid(), threads or _threads_here())
-        )
+    @property
+    def results(self) -> Connection:
+        """What has something to read when :meth:`received` does not wait, for a task that was started."""
+        assert self._started is not None
+        return self._started[1]
 
-    def start(self, function: Callable[[T], R], task: T) -> Future[R]:
-        """Run ``function`` on ``task`` and return what will be its outcome, for :func:`outcome_of`."""
-        future: Future[R] = self._pool.submit(function, task)
-        return future
+    def start(self, function: Callable[[T], Iterable[Any]], task: T) -> None:
+        """Run ``function`` on ``task``; each thing that it gives is for :meth:`received`."""
+        # The process waits for twice as long as it is used, and so never ends while it is given a task.
+        if self._idle_seconds is not None and time.monotonic() - self._idle_since > self._idle_seconds / 2:
+            self.stop()
+        if self._started is None:
+            self._started = self._new()
+        with contextlib.suppress(BrokenPipeError):  # it died, as what is received says
+            self.results.send((function, task))
+
+    def received(self) -> Any:
+        """Wait for what the task gives next, and return it; at its end return :class:`Ended` or :class:`Died`."""
+        assert self._started is not None
+        process, pipe = self._started
+        try:
+            found = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            process.join()
+            found = Died(_death(process.exitcode))
+        if isinstance(found, Ended | Died):
+            self._idle_since = time.monotonic()
+        return found
 
     def stop(self) -> None:
         """End the process, and the task that it runs."""
-        self._pool.shutdown(kill_workers=True)
+        if self._started is not None:
+            process, pipe = self._started
+            self._started = None
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+                process.join()
+            pipe.close()
+
+    def _new(self) -> tuple[BaseProcess, Connection]:
+        # Its processes leave the caller's main module alone, which a script without a guard needs.
+        from joblib.externals.loky.backend import get_context
+
+        context = get_context("loky")
+        here, there = context.Pipe()
+        process = context.Process(
+            target=_serve, args=(there, os.getpid(), self._threads, self._idle_seconds), daemon=True
+        )
+        process.start()
+        there.close()
+        return process, here
 
 
-def outcome_of(future: Future[R]) -> R | Died:
-    """Wait for a task and return what its function returned, or why its worker died; raise what it raised."""
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    try:
-        return future.result()
-    except TerminatedWorkerError as error:
-        return Died(_death(str(error)))
+def _serve(pipe: Connection, parent: int, threads: int | None, idle_seconds: float | None) -> None:
+    """Run the tasks that come, until none comes for a while or nobody is there."""
+    _settle(parent, threads)
+    while pipe.poll(idle_seconds):
+        try:
+            function, task = pipe.recv()
+        except EOFError:
+            return
+        ended = Ended()
+        try:
+            for result in function(task):
+                pipe.send(result)
+        except BaseException as error:
+            # A traceback does not travel, and a report of a fault needs it.
+            error.__cause__ = RuntimeError(f"in a worker:\n{traceback.format_exc()}")
+            ended = Ended(error)
+        pipe.send(ended)
 
 
 def _threads_here() -> int | None:
@@ -91,10 +147,10 @@ def _end_with(parent: int) -> NoReturn:
     os._exit(1)
 
 
-def _death(text: str) -> str:
-    """Return why a worker died, given what joblib says of it."""
-    if killed := _SIGNAL.search(text):
-        why = f"was killed by {killed[1]}"
-        return f"the worker process {why}; out of memory?" if killed[1] == "SIGKILL" else f"the worker process {why}"
-    left = _EXIT.search(text)
-    return f"the worker process exited with {left[1]}" if left else "the worker process died"
+def _death(code: int | None) -> str:
+    """Return why a worker died, given its exit code."""
+    if code is None or code >= 0:
+        return f"the worker process exited with {code}"
+    name = signal.Signals(-code).name
+    why = f"the worker process was killed by {name}"
+    return f"{why}; out of memory?" if name == "SIGKILL" else why

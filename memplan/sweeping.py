@@ -25,7 +25,7 @@ from memplan.setting import implementation_of, setting_of
 from memplan.shapes import parse_shape
 from memplan.steps import Steps
 from memplan.subject import subject_of
-from memplan.workers import check_backend, run_all
+from memplan.workers import check_backend, stream_all
 
 #: The columns of a row: what was asked, then what was found. Where ``error`` says why not, what was found is missing.
 COLUMNS: Final[dict[str, type]] = {
@@ -160,19 +160,21 @@ def _swept(
         jobs, backend, scheduler = workers
         tasks = tasks_of([case for case in cases if astuple(case) not in there], anywhere=backend != "loky")
         function = analysed if jobs == 1 and backend == "loky" else analysed_apart
-        outcomes = run_all(function, tasks, jobs=jobs, backend=backend, scheduler=scheduler)
+        results = stream_all(function, tasks, jobs=jobs, backend=backend, scheduler=scheduler)
         if file is not None:
             file.begin()
         count = len(done)
         progress(count, len(cases), "")
         yield from done
-        for index, outcome in outcomes:
-            task = tasks[index]
-            rows = [_row(case, error=outcome.reason) for case in task.cases] if isinstance(outcome, Died) else outcome
+        made = [0] * len(tasks)
+        for index, result in results:
+            left = tasks[index].cases[made[index] :]
+            rows = [_row(case, error=result.reason) for case in left] if isinstance(result, Died) else result
             if file is not None:
                 file.add(rows)
+            made[index] += len(rows)
             count += len(rows)
-            progress(count, len(cases), task.cases[0].model)
+            progress(count, len(cases), left[0].model)
             yield from rows
         if file is not None:
             file.finish()
@@ -182,15 +184,20 @@ def tasks_of(cases: Sequence[Case], *, anywhere: bool = False) -> tuple[Task, ..
     """Return the cases in tasks: those of one model, batch, input and optimizer share their recordings.
 
     Tasks that run ``anywhere``, in other folders and on other machines, find the models' files and are priced as here.
+    Their rows come when they end, so a plan, whose search is long, is a task of its own.
     """
     machine = None
     if anywhere:
         import torch
 
         machine = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-    groups = (tuple(shared) for _, shared in groupby(cases, key=_subject))
+    groups: dict[tuple[Value, ...], list[Case]] = {}
+    for case in cases:
+        alone = _recorded_together(case) if anywhere and case.method == PLAN else ()
+        groups.setdefault(_subject(case) + alone, []).append(case)
     return tuple(
-        Task(shared, _found_anywhere(shared[0].model) if anywhere else shared[0].model, machine) for shared in groups
+        Task(tuple(shared), _found_anywhere(shared[0].model) if anywhere else shared[0].model, machine)
+        for shared in groups.values()
     )
 
 
@@ -203,29 +210,34 @@ class Task:
     machine: tuple[int, str] | None = None
 
 
-def analysed(task: Task) -> list[Row]:
-    """Return the rows of a task, in the order of its cases; what fails is a row that says why."""
+def analysed(task: Task) -> Iterator[list[Row]]:
+    """Yield the rows of each recording of a task, in the order of its cases; what fails is a row that says why."""
     from memplan.sources.quiet import contained, quietly
 
-    with quietly(), contained(), _machine(task):
-        rows = list(_analysed(task))
+    recordings = _analysed(task)
+    while True:
+        # Between two recordings the caller's own code runs.
+        with quietly(), contained(), _machine(task):
+            rows = next(recordings, None)
+        if rows is None:
+            break
+        yield rows
     if not gc.isenabled():
         # Recorded graphs are circles, and would stay; what is left are imports, not to be walked again each time.
         gc.collect()
         gc.freeze()
-    return rows
 
 
-def analysed_apart(task: Task) -> list[Row]:
-    """Return what :func:`analysed` does, in a process for it alone: the collector has its turn between tasks."""
+def analysed_apart(task: Task) -> Iterator[list[Row]]:
+    """Yield what :func:`analysed` does, in a process for it alone: the collector has its turn between tasks."""
     gc.disable()
     try:
-        return analysed(task)
+        yield from analysed(task)
     finally:
         gc.enable()
 
 
-def _analysed(task: Task) -> Iterator[Row]:
+def _analysed(task: Task) -> Iterator[list[Row]]:
     asked = task.cases[0]
     about = _machine_columns()
     try:
@@ -241,8 +253,7 @@ def _analysed(task: Task) -> Iterator[Row]:
         steps = Steps(subject)
         setting = setting_of(subject, steps, asked.optimizer, implementation_of(None, steps.model.device.type))
     except _FAILURES as error:
-        for case in task.cases:
-            yield _row(case, **about, error=_reason(error))
+        yield [_row(case, **about, error=_reason(error)) for case in task.cases]
         return
     about |= {"name": setting.model, "origin": setting.origin, "inputs": ", ".join(setting.inputs)}
     for _, several in groupby(task.cases, key=_recorded_together):
@@ -255,8 +266,7 @@ def _analysed(task: Task) -> Iterator[Row]:
         except _FAILURES as error:
             found = {"error": _reason(error)}
         found["seconds"] = round(time.perf_counter() - started, 3)
-        for case in cases:
-            yield _row(case, **about, **found)
+        yield [_row(case, **about, **found) for case in cases]
 
 
 def _found(steps: Steps, case: Case, implementation: Implementation) -> dict[str, Any]:

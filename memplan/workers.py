@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from memplan.errors import UsageError, known
-from memplan.processes import Died, Worker, outcome_of
+from memplan.processes import Died, Ended, Worker
 
 if TYPE_CHECKING:
     from memplan.clusters import Cluster
@@ -29,11 +30,34 @@ def run_all(
 ) -> Iterator[tuple[int, R | Died]]:
     """Return an iterator over the index and the outcome of each task, as it finishes.
 
-    A worker that dies ends its own task only. Workers use as many threads as this process does, for what kernels
+    Args: see :func:`stream_all`; ``function`` returns the outcome.
+
+    Raises:
+        UsageError: see there.
+    """
+    return stream_all(partial(_alone, function), tasks, jobs=jobs, backend=backend, scheduler=scheduler)
+
+
+def _alone(function: Callable[[T], R], task: T) -> tuple[R]:
+    return (function(task),)
+
+
+def stream_all(
+    function: Callable[[T], Iterable[R]],
+    tasks: Sequence[T],
+    *,
+    jobs: int = 1,
+    backend: str = "loky",
+    scheduler: str | None = None,
+) -> Iterator[tuple[int, R | Died]]:
+    """Return an iterator over the results of all tasks, each with the index of its task, as they are made.
+
+    A worker that dies ends its own task only, whose results until then are given; on a cluster the results of a task
+    come together, at its end. Workers use as many threads as this process does, for what kernels
     need depends on it, and stop when the iterator is closed. With one job on this machine tasks run in this process.
 
     Args:
-        function: what is run on each task, importable in the workers; what it raises is raised here.
+        function: gives the results of a task, and is importable in the workers; what it raises is raised here.
         tasks: its arguments; each is run once.
         jobs: worker processes; a Dask cluster has as many as it has.
         backend: ``loky`` for processes of this machine, ``dask`` or ``ray`` for a cluster's.
@@ -49,7 +73,9 @@ def run_all(
         from memplan.clusters import connected
 
         return _there(connected(backend, scheduler, jobs), function, tasks)
-    return ((index, function(task)) for index, task in enumerate(tasks)) if jobs == 1 else _here(function, tasks, jobs)
+    if jobs > 1:
+        return _here(function, tasks, jobs)
+    return ((index, result) for index, task in enumerate(tasks) for result in function(task))
 
 
 def check_backend(backend: str, scheduler: str | None) -> None:
@@ -71,8 +97,10 @@ def check_backend(backend: str, scheduler: str | None) -> None:
         raise UsageError(f"scheduler {scheduler!r} is for backend dask, not {backend}; add --backend dask")
 
 
-def _there(cluster: Cluster, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R | Died]]:
-    """Yield outcomes from a cluster.
+def _there(
+    cluster: Cluster, function: Callable[[T], Iterable[R]], tasks: Sequence[T]
+) -> Iterator[tuple[int, R | Died]]:
+    """Yield results from a cluster.
 
     A worker that dies can take other tasks with it. The first task that is lost is run again alone, and has killed its
     worker if it is lost again; the others are run again together.
@@ -83,26 +111,27 @@ def _there(cluster: Cluster, function: Callable[[T], R], tasks: Sequence[T]) -> 
     try:
         while waiting:
             lost = []
-            for index, outcome in cluster.run(function, tasks, waiting):
-                if isinstance(outcome, Lost):
+            for index, result in cluster.run(function, tasks, waiting):
+                if isinstance(result, Lost):
                     lost.append(index)
                 else:
-                    yield index, outcome
-            for index, outcome in cluster.run(function, tasks, lost[:1]):
-                yield index, Died(outcome.reason) if isinstance(outcome, Lost) else outcome
+                    yield index, result
+            for index, result in cluster.run(function, tasks, lost[:1]):
+                yield index, Died(result.reason) if isinstance(result, Lost) else result
             waiting = lost[1:]
     finally:
         cluster.leave()
 
 
-def _here(function: Callable[[T], R], tasks: Sequence[T], jobs: int) -> Iterator[tuple[int, R | Died]]:
-    """Yield outcomes from processes of this machine."""
+def _here(function: Callable[[T], Iterable[R]], tasks: Sequence[T], jobs: int) -> Iterator[tuple[int, R | Died]]:
+    """Yield results from processes of this machine."""
     waiting = iter(enumerate(tasks))
-    running: dict[Future[R], tuple[int, Worker]] = {}
+    running: dict[Any, tuple[int, Worker]] = {}
 
     def start(worker: Worker) -> None:
         for index, task in waiting:
-            running[worker.start(function, task)] = index, worker
+            worker.start(function, task)
+            running[worker.results] = index, worker
             return
         worker.stop()
 
@@ -110,14 +139,20 @@ def _here(function: Callable[[T], R], tasks: Sequence[T], jobs: int) -> Iterator
         for _ in range(min(jobs, len(tasks))):
             start(Worker())
         while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                index, worker = running.pop(future)
-                outcome = outcome_of(future)
-                if isinstance(outcome, Died):
-                    worker.stop()
-                    worker = Worker()
-                start(worker)
-                yield index, outcome
+            for ready in wait(list(running)):
+                index, worker = running[ready]
+                result = worker.received()
+                if isinstance(result, Ended | Died):
+                    del running[ready]
+                    if isinstance(result, Died):
+                        worker.stop()
+                        worker = Worker()
+                    start(worker)
+                if isinstance(result, Ended):
+                    if result.error is not None:
+                        raise result.error
+                else:
+                    yield index, result
     finally:
         for _, worker in running.values():
             worker.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,3 +37,28 @@ chain1, chain2, chain3, chain4, chain5, chain6, chain7, chain8 = map(_logged, ra
 
 def dies(batch_size: int = 1) -> Any:
     os._exit(9)
+
+
+class Late(Chain):
+    """A chain whose step is recorded where all of it trains, and which ends its process where its end alone does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.layers[0].weight.requires_grad:
+            self.stop()
+        return super().forward(x)
+
+    def stop(self) -> None:
+        os._exit(9)
+
+
+class Slow(Late):
+    def stop(self) -> None:
+        time.sleep(300)
+
+
+def dies_late(batch_size: int = 1) -> Any:
+    return Late(2), torch.ones(batch_size, 2)
+
+
+def waits_late(batch_size: int = 1) -> Any:
+    return Slow(2), torch.ones(batch_size, 2)

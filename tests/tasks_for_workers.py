@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 #: Far longer than a test waits, so that what ends sooner was ended.
 SLEEP_SECONDS = 300
@@ -12,6 +13,16 @@ SLEEP_SECONDS = 300
 
 def square(number: int) -> int:
     return number * number
+
+
+def squares_then_exit(count: int) -> Iterator[int]:
+    yield from (number * number for number in range(count))
+    os._exit(9)
+
+
+def squares_then_sleep(count: int) -> Iterator[int]:
+    yield from (number * number for number in range(count))
+    time.sleep(SLEEP_SECONDS)
 
 
 def logged(task: tuple[str, int, str]) -> int:

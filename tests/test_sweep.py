@@ -119,7 +119,7 @@ def test_a_failure_is_a_row_with_its_reason_and_stops_nothing() -> None:
 
 def test_a_worker_that_dies_is_a_row_for_each_of_its_cases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     died = Died("the worker process exited with 9")
-    monkeypatch.setattr(memplan.sweeping, "run_all", lambda *_, **__: iter([(0, died)]))
+    monkeypatch.setattr(memplan.sweeping, "stream_all", lambda *_, **__: iter([(0, died)]))
     rows = list(sweep(NET, methods=["full", "last"], out=tmp_path / "rows.csv"))
     assert [row["error"] for row in rows] == [died.reason] * 2
     assert rows_in(tmp_path / "rows.csv") == rows
@@ -146,7 +146,7 @@ def test_what_is_in_the_file_is_not_made_again(tmp_path: Path, kind: str, monkey
         )
     )
     assert made == [2, 1, 3]
-    assert told == [(2, 6), (3, 6), (6, 6)]
+    assert told == [(number, 6) for number in range(2, 7)]
     assert more[:2] == first[::-1]  # as they are asked for now
     assert untimed(rows_in(out)) == untimed(more)
     list(sweep(NET, methods="full", out=out, force=True))

@@ -17,14 +17,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from memplan.cases import cases_for
 from memplan.cli.border import Commands
 from memplan.cli.sweeping import sweep as command
 from memplan.errors import AnalysisError, UsageError
 from memplan.processes import Died
 from memplan.reports.row_files import Row, RowFile
-from memplan.sweeping import COLUMNS, sweep
-from memplan.workers import run_all
-from tests.tasks_for_workers import logged, process, process_and_parent, raising, threads
+from memplan.sweeping import COLUMNS, sweep, tasks_of
+from memplan.workers import run_all, stream_all
+from tests.tasks_for_workers import logged, process, process_and_parent, raising, squares_then_exit, threads
 from tests.threads import torch_threads
 from tests.waiting import is_running, until
 
@@ -121,6 +122,19 @@ def test_a_death_costs_its_own_task(scheduler: str, tmp_path: Path) -> None:
     outcomes = dict(run_all(logged, tasks, backend="dask", scheduler=scheduler))
     died = Died("the worker process exited with 9")
     assert outcomes == {number: died if number == 3 else number for number in range(8)}
+
+
+def test_a_death_leaves_the_results_that_came_before_it(scheduler: str) -> None:
+    died = Died("the worker process exited with 9")
+    results = list(stream_all(squares_then_exit, (2,), backend="dask", scheduler=scheduler))
+    assert results == [(0, 0), (0, 1), (0, died)]
+
+
+def test_a_plan_is_a_task_of_its_own_on_a_cluster() -> None:
+    cases = cases_for(NET, methods=["full", "plan", "last"], budgets=["1MB", "2MB"])
+    assert [len(task.cases) for task in tasks_of(cases)] == [6]
+    methods = [[case.method for case in task.cases] for task in tasks_of(cases, anywhere=True)]
+    assert methods == [["full", "full", "last", "last"], ["plan"], ["plan"]]
 
 
 def test_a_death_of_the_cluster_s_own_worker_costs_its_own_task(scheduler: str, tmp_path: Path) -> None:

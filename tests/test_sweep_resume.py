@@ -20,7 +20,8 @@ from memplan.sweeping import COLUMNS
 from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
-SPECS = [f"{ROOT / 'tests' / 'logged_models.py'}:chain{width}" for width in range(1, 9)]
+LOGGED = ROOT / "tests" / "logged_models.py"
+SPECS = [f"{LOGGED}:chain{width}" for width in range(1, 9)]
 METHODS = ("full", "last", "bias-last", "top-k")
 
 #: The command as a process of its own, whether or not the main one has it.
@@ -33,11 +34,19 @@ COMMAND = (
 )
 
 
-def start(folder: Path, out: str, *words: str) -> subprocess.Popen[bytes]:
-    """Start a sweep of all models by two workers, in a process group of its own."""
-    arguments = ["sweep", "--models", ",".join(SPECS), "--methods", ",".join(METHODS), "--batch-sizes", "1"]
+def start(folder: Path, out: str, *words: str, models: bool = True, jobs: str = "2") -> subprocess.Popen[bytes]:
+    """Start a sweep of all models, or of none but those in ``words``, in a process group of its own."""
+    arguments = [
+        "sweep",
+        "--models",
+        ",".join(SPECS if models else []),
+        "--methods",
+        ",".join(METHODS),
+        "--batch-sizes",
+        "1",
+    ]
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments, "--jobs", "2", "--out", out, *words],
+        [sys.executable, "-c", COMMAND, *arguments, "--jobs", jobs, "--out", out, *words],
         cwd=folder,
         env={**os.environ, "BUILDS": str(folder / "builds"), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -136,7 +145,7 @@ def test_a_sweep_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path
 def test_an_interrupted_sweep_says_how_to_go_on_and_leaves_no_worker(tmp_path: Path) -> None:
     process = start(tmp_path, "rows.parquet")
     journal = tmp_path / "rows.parquet.journal"
-    assert until(lambda: journal.exists() and journal.stat().st_size > 0)
+    assert until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 1)
     os.killpg(process.pid, signal.SIGINT)
     out, told = process.communicate(timeout=60)
     kept = len(journal.read_text().splitlines())
@@ -145,8 +154,26 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_leaves_no_worker(tmp_path: P
     assert until(lambda: not is_there(process.pid))
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_row_is_in_the_file_while_its_model_goes_on(tmp_path: Path, jobs: str) -> None:
+    out = tmp_path / "rows.jsonl"
+    process = start(tmp_path, out.name, "--models", f"{LOGGED}:waits_late", models=False, jobs=jobs)
+    assert until(lambda: process.poll() is not None or (out.exists() and out.stat().st_size > 0))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert [(row["method"], row["error"]) for row in rows_in(out)] == [("full", None)]
+
+
+def test_a_death_leaves_the_rows_that_are_there(tmp_path: Path) -> None:
+    process = start(tmp_path, "rows.jsonl", "--models", f"{LOGGED}:dies_late", models=False)
+    process.communicate()
+    assert process.returncode == 3
+    found = {row["method"]: row["error"] for row in rows_in(tmp_path / "rows.jsonl")}
+    assert found == {"full": None, **dict.fromkeys(METHODS[1:], "the worker process exited with 9")}
+
+
 def test_a_model_that_kills_its_process_is_a_row(tmp_path: Path) -> None:
-    dies = f"{ROOT / 'tests' / 'logged_models.py'}:dies"
+    dies = f"{LOGGED}:dies"
     process = start(tmp_path, "rows.jsonl", "--models", dies)
     process.communicate()
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
