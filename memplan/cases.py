@@ -66,7 +66,7 @@ def cases_for(
     for name in optimizers:
         optimizer_rule(name)
     subjects: Iterator[tuple[Any, ...]] = product(
-        _some("model", "resnet50", _texts(models)),
+        _some("model", "resnet50", tuple(map(_spec, _texts(models)))),
         _some("batch size", "8", _numbers("batch size", batch_sizes, 1)),
         dict.fromkeys(format_shape(parse_shape(shape)) for shape in _texts(inputs)) or (None,),
         (classes,),
@@ -116,6 +116,14 @@ def _runners(name: str, runner: str | None) -> tuple[str, ...]:
 def _texts(values: str | Sequence[str]) -> tuple[str, ...]:
     """Return the values, or the one value, each once."""
     return tuple(dict.fromkeys([values] if isinstance(values, str) else values))
+
+
+def _spec(model: str) -> str:
+    try:
+        model.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"model {model!a} is no UTF-8, which files of rows are; rename its file") from None
+    return model
 
 
 def _numbers(what: str, values: int | Sequence[int], least: int) -> tuple[int, ...]:

@@ -255,6 +255,21 @@ def test_models_are_listed_in_files(tmp_path: Path) -> None:
     assert [row["model"] for row in rows_in(out)] == [NET, CONVOLUTIONS]
 
 
+def test_a_list_of_models_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "models.txt").write_text(f"{NET}\n", encoding="utf-8-sig")
+    out = tmp_path / "rows.csv"
+    invoke("--models", f"@{tmp_path / 'models.txt'}", "--out", str(out), "--jobs", "1")
+    assert [row["model"] for row in rows_in(out)] == [NET]
+
+
+def test_a_spec_that_no_file_can_hold_is_refused_before_work_begins(tmp_path: Path) -> None:
+    done = invoke("--models", f"{NET},caf\udce9.py:tiny", "--out", str(tmp_path / "rows.parquet"), "--jobs", "1")
+    assert done.exit_code == 2
+    line = "memplan: model 'caf\\udce9.py:tiny' is no UTF-8, which files of rows are; rename its file\n"
+    assert done.stderr == line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_given_twice_counts_once() -> None:
     cases = cases_for(
         ["a", "b", "a"],

@@ -81,28 +81,30 @@ class RowFile:
         """Add rows; they are on the disk when this returns.
 
         Raises:
-            UsageError: the disk does not take them.
+            UsageError: the disk does not take them, or the file is no longer where it was.
         """
         added = [{name: row[name] for name in self._columns} for row in rows]
         with self._told():
+            self._check_there()
             self._write("".join(self._lines.write(row, self._columns) for row in added))
         self.rows.extend(added)
 
     def finish(self) -> None:
         """Write the Parquet file, whole, and remove its journal; other files are complete as they are."""
         if self.path.suffix != PARQUET:
+            self._check_there()
             return
         whole = self.path.resolve()
         write_folder(
             whole.parent, {whole.name: lambda draft: _write_parquet(draft, self.rows, self._columns)}, replace=True
         )
         with self._told():
-            self._growing.unlink()
+            self._growing.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the file; one that is new and has nothing in it is removed."""
         with contextlib.suppress(OSError):
-            if self._new and os.fstat(self._file.fileno()).st_size == 0:
+            if self._new and self._is_there() and self._growing.stat().st_size == 0:
                 self._growing.unlink()
         self._file.close()
 
@@ -111,6 +113,18 @@ class RowFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_there(self) -> None:
+        if not self._is_there():
+            raise UsageError(
+                f"{str(self._growing)!r} was removed or replaced while it was written; run the same command again"
+            )
+
+    def _is_there(self) -> bool:
+        """Return whether the path still leads to the open file: what is written to another one is gone with it."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._file.fileno()), self._growing.stat())
+        return False
 
     def _write(self, text: str) -> None:
         data = text.encode("utf-8", "backslashreplace")
@@ -133,7 +147,7 @@ class RowFile:
         if not (text.startswith(start) or start.startswith(text)):
             raise UsageError(f"{str(self._growing)!r} holds something else, or rows of other columns; {_ANEW}")
         whole = text[len(self._lines.head(self._columns)) : text.rfind("\n") + 1]
-        rows = [self._row(line, number) for number, line in enumerate(whole.split("\n")[:-1], 1)]
+        rows = [self._row(line, number) for number, line in enumerate(whole.split("\n"), 1) if line.strip()]
         return _without_repeats(rows), data.rfind(b"\n") + 1
 
     def _row(self, line: str, number: int) -> Row:

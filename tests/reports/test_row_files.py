@@ -123,6 +123,34 @@ def test_rows_are_on_the_disk_when_they_are_added(tmp_path: Path, kind: str) -> 
     assert rows_of(path) == [FIRST]
 
 
+@pytest.mark.parametrize("kind", LINES)
+def test_empty_lines_are_no_rows(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"rows{kind}"
+    add(path, FIRST)
+    path.write_bytes(path.read_bytes() + b"\n\n")
+    assert rows_of(path) == [FIRST]
+    add(path, SECOND)
+    assert rows_of(path) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_goes_while_it_is_written_is_told(tmp_path: Path, kind: str, replaced: bool) -> None:
+    path = tmp_path / f"rows{kind}"
+    growing = path if kind in LINES else tmp_path / "rows.parquet.journal"
+    with RowFile(path, COLUMNS) as file:
+        file.begin()
+        file.add([FIRST])
+        kept = growing.read_bytes()
+        growing.unlink()
+        if replaced:
+            growing.write_bytes(kept)
+        with pytest.raises(UsageError) as caught:
+            file.add([SECOND])
+    told = f"{str(growing)!r} was removed or replaced while it was written; run the same command again"
+    assert str(caught.value) == told
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(UsageError) as caught:
         RowFile(path, COLUMNS)
