@@ -142,15 +142,18 @@ def test_a_sweep_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path
     kill_and_resume(tmp_path, 20, kind, seed=2)
 
 
-def test_an_interrupted_sweep_says_how_to_go_on_and_leaves_no_worker(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_sweep_says_how_to_go_on_and_leaves_no_worker(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     process = start(tmp_path, "rows.parquet")
     journal = tmp_path / "rows.parquet.journal"
     assert until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 1)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, sent)
     out, told = process.communicate(timeout=60)
     kept = len(journal.read_text().splitlines())
     line = f"memplan: interrupted: {kept} rows are in rows.parquet; the same command makes the others\n"
-    assert (process.returncode, out, told.decode()) == (130, b"", line)
+    assert (process.returncode, out, told.decode()) == (code, b"", line)
     assert until(lambda: not is_there(process.pid))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 #: Exit code when rows say why their model could not be analysed.
 SOME_FAILED: Final = 3
+
+#: Exit code of a command that was asked to end, by a scheduler or ``timeout`` say, as shells have it.
+TERMINATED: Final = 143
 
 
 def _backends() -> Iterable[str]:
@@ -76,7 +81,7 @@ def sweep(
     """Analyse every combination of models and settings, a row for each.
 
     Rows are in FILE as soon as they are made; the same command goes on where an interrupted one stopped. Exits with 0
-    when all rows could be analysed, 3 when some say why not, 130 when interrupted.
+    when all rows could be analysed, 3 when some say why not, 130 when interrupted, 143 when told to end.
     """
     if out is None:
         raise UsageError("no --out is given; write for example --out rows.jsonl")
@@ -96,21 +101,37 @@ def sweep(
         show(done, total, model)
 
     try:
-        with quiet(switches), progress_bar("rows") as show:
+        with _terminated_as_interrupted(), quiet(switches), progress_bar("rows") as show:
             from joblib import cpu_count
 
             from memplan.sweeping import sweep as sweep_models
 
             many = cpu_count() if jobs is None else jobs
             rows.extend(sweep_models(**asked, **options, out=out, jobs=many, progress=tell))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         same = "the same command, without --force," if options["force"] else "the same command"
         click.echo(f"memplan: interrupted: {_kept(out)} in {out}; {same} makes the others", err=True)
-        return INTERRUPTED
+        return TERMINATED if isinstance(error, _Terminated) else INTERRUPTED
     from memplan.reports.sweep import sweep_report
 
     print_report(sweep_report(rows, out, told[1][0]))
     return SOME_FAILED if any(row["error"] is not None for row in rows) else 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """A request to end, which stops what an interrupt stops."""
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _kept(out: str) -> str:
@@ -148,7 +169,7 @@ def _models(values: Iterable[str]) -> Iterator[str]:
             yield value
             continue
         try:
-            lines = Path(value[1:]).read_text(encoding="utf-8").splitlines()
+            lines = Path(value[1:]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise UsageError(
