@@ -77,6 +77,51 @@ def test_keys_move_by_one_moment_by_ten_and_to_the_ends(opened: Opener) -> None:
     assert slider.get_attribute("aria-valuemax") == str(last)
 
 
+def scrolled(page: Any) -> float:
+    """Return how far the page is scrolled, two frames after what was done to it."""
+    return page.evaluate(
+        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(scrollY))))"
+    )
+
+
+def test_a_wheel_scrolls_the_page_and_zooms_with_ctrl(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(40), VERSION))
+    forward = page.locator("[data-panel='0'] .phase.forward")
+    before = forward.bounding_box()["width"]
+    page.locator("#layers-shown").select_option("layers")
+    for picture in ("[data-panel='0'] .memory-chart", "#layers-bars"):
+        found = page.locator(picture)
+        found.scroll_into_view_if_needed()
+        box = found.bounding_box()
+        page.mouse.move(box["x"] + 300, box["y"] + 60)
+        start = scrolled(page)
+        page.mouse.wheel(0, 60)
+        page.wait_for_function("start => scrollY === start + 60", arg=start)
+    assert forward.bounding_box()["width"] == before
+    area = plot(page)
+    page.mouse.move(area["x"] + 2, area["y"] + 40)
+    start = scrolled(page)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    page.wait_for_function("before => document.querySelector('.phase.forward').clientWidth > before + 9", arg=before)
+    assert scrolled(page) == start
+
+
+def test_a_finger_scrolls_the_page_over_the_memory(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(), VERSION), width=400, has_touch=True, is_mobile=True)
+    area = plot(page)
+    start = scrolled(page)
+    session = page.context.new_cdp_session(page)
+    point = {"x": area["x"] + 100, "y": area["y"] + 150}
+    session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+    for step in range(1, 9):
+        moved = {**point, "y": point["y"] - 15 * step}
+        session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [moved]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function("start => scrollY > start + 50", arg=start)
+
+
 def test_the_budget_is_a_line_unless_it_is_far_above_all(opened: Opener) -> None:
     near = opened(analysis_page(analysis(budget_bytes=80_000_000), VERSION))
     assert near.locator(".budget-key").is_visible()

@@ -72,7 +72,14 @@ function barsDrawn(chart, { rows, panes, series, cursor, told }) {
               borderColor: colour("line"),
               handleSize: 0,
             },
-            { type: "inside", yAxisIndex: each, zoomLock: true, zoomOnMouseWheel: false, moveOnMouseWheel: "ctrl" },
+            {
+              type: "inside",
+              yAxisIndex: each,
+              zoomLock: true,
+              zoomOnMouseWheel: false,
+              moveOnMouseWheel: "ctrl",
+              moveOnMouseMove: false,
+            },
           ]
         : [],
       series: panes.flatMap((kind, place) =>

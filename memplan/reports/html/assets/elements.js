@@ -39,8 +39,10 @@ function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-// A picture that is drawn anew when colours or widths change; ``draws`` is handed the chart.
+// A picture that is drawn anew when colours or widths change; ``draws`` is handed the chart. The library stops every
+// wheel, also those that it makes nothing of; without Ctrl they are the page's.
 function picture(element, draws) {
+  element.addEventListener("wheel", (event) => event.ctrlKey || event.stopPropagation(), true);
   const chart = charts.init(element, null, { renderer: "svg" });
   const shown = { chart, draw: () => draws(chart) };
   pictures.push(shown);

@@ -247,7 +247,9 @@ function drawMemory(chart, panel) {
       grid: MARGIN,
       xAxis: { type: "value", min: 0, max: 1, show: false },
       yAxis: bytesAxis(top),
-      dataZoom: [{ type: "inside", filterMode: "none", zoomOnMouseWheel: "ctrl", moveOnMouseMove: true }],
+      dataZoom: [
+        { type: "inside", filterMode: "none", zoomOnMouseWheel: "ctrl", preventDefaultMouseMove: false },
+      ],
       series,
     },
     { replaceMerge: ["series"] },
