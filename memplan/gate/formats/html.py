@@ -32,7 +32,7 @@ from memplan.reports.html.sections import (
     sentence,
     summary_section,
 )
-from memplan.reports.sizes import count, unit_for
+from memplan.reports.sizes import count
 from memplan.tables import plain
 
 #: What the figures of the page mean.
@@ -283,12 +283,11 @@ def _remarks(result: GateResult) -> Iterator[tuple[str, str]]:
 def _data(result: GateResult, runs: tuple[Run, ...]) -> dict[str, Any]:
     texts = Texts()
     checks = [_check_data(verdict, texts) for verdict in result.verdicts]
-    largest = max((verdict.reading.bytes for verdict in result.verdicts if verdict.reading is not None), default=0)
     # Shown first are the check that is nearest to its limit, and the first way back.
     check = _nearest(result)
     nearest = [place for place, run in enumerate(runs) if run.model == check][:2]
     data = runs_to_data(runs, (), chosen=nearest or range(len(runs))[:1], texts=texts)
-    return {**data, "unit": unit_for(largest), "gate": {"checks": checks}}
+    return {**data, "gate": {"checks": checks}}
 
 
 def _runs(result: GateResult) -> Iterator[Run]:

@@ -16,7 +16,6 @@ from memplan.methods import Plan
 from memplan.reports.console import short_op
 from memplan.reports.html.network import STATES, LayerState, Network, layer_states, network_of
 from memplan.reports.network import layer_network
-from memplan.reports.sizes import unit_for
 
 PAGE_SCHEMA: Final = "memplan.page/1"
 
@@ -96,7 +95,6 @@ def runs_to_data(
     places = {model: place for place, model in enumerate(networks)}
     return {
         "schema": PAGE_SCHEMA,
-        "unit": unit_for(max((run.footprint.peak_bytes for run in runs), default=0)),
         "budget_bytes": budget_bytes,
         "chosen": list(chosen),
         "kinds": KINDS,

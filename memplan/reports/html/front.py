@@ -22,7 +22,7 @@ from memplan.reports.html.sections import (
     table_of,
 )
 from memplan.reports.plan import QUANTITIES, step_lines
-from memplan.reports.sizes import count, flops, size, unit_for
+from memplan.reports.sizes import count, flops, size
 from memplan.results import Front, FrontPoint
 
 
@@ -62,7 +62,6 @@ def front_page(front: Front, version: str) -> str:
 def _data(front: Front) -> dict[str, Any]:
     return {
         "schema": PAGE_SCHEMA,
-        "unit": unit_for(front.stock_bytes),
         "front": {
             "of": QUANTITIES.get(front.of, front.of),
             "stock_bytes": front.stock_bytes,

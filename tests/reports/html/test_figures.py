@@ -14,11 +14,11 @@ from memplan.reports.html import analysis_page, front_page, planned_page, verifi
 from memplan.reports.html.page import SCRIPTS, _asset
 from memplan.reports.sizes import size
 from memplan.results import Analysis
-from memplan.units import format_bytes
-from tests.reports import plans
+from memplan.units import format_bytes, parse_bytes
+from tests.reports import plans, toy
 from tests.reports.html.conftest import Opener
-from tests.reports.html.reading import data_of, figures, series_of, table
-from tests.reports.html.records import analysis, planned, verification
+from tests.reports.html.reading import data_of, figures, name_of, series_of, table
+from tests.reports.html.records import analysis, method, planned, verification
 
 VERSION = "1.2.3"
 
@@ -27,24 +27,24 @@ def test_the_data_add_up_to_each_timeline(opened: Opener) -> None:
     record = analysis(5, budget_bytes=80_000_000)
     data = data_of(opened(analysis_page(record, VERSION)))
     assert [run["label"] for run in data["runs"]] == ["stock full", "stock half", "stock last"]
-    for run, method in zip(data["runs"], record.methods, strict=True):
-        timeline = method.footprint.timeline
+    for run, row in zip(data["runs"], record.methods, strict=True):
+        timeline = row.footprint.timeline
         assert series_of(run, data["kinds"]) == {
             "resident": timeline.resident,
             "saved": timeline.saved,
             "temp": timeline.temp,
         }
         assert run["phases"] == [[phase, len(list(ran))] for phase, ran in groupby(timeline.phases)]
-        assert run["peak_bytes"] == method.footprint.peak_bytes == timeline.totals[run["peak_moment"]]
+        assert run["peak_bytes"] == row.footprint.peak_bytes == timeline.totals[run["peak_moment"]]
     assert data["budget_bytes"] == 80_000_000
 
 
 def test_the_data_name_the_operator_and_the_layer_of_each_moment(opened: Opener) -> None:
     record = analysis()
     data = data_of(opened(analysis_page(record, VERSION)))
-    for run, method in zip(data["runs"], record.methods, strict=True):
-        assert method.step is not None
-        expected = moments(method.step, "momentum", method.implementation)
+    for run, row in zip(data["runs"], record.methods, strict=True):
+        assert row.step is not None
+        expected = moments(row.step, "momentum", row.implementation)
         assert [data["texts"][place] for place in run["moments"]["layer"]] == [moment.layer for moment in expected]
         assert [data["texts"][place] for place in run["moments"]["op"]] == [short_op(moment.op) for moment in expected]
 
@@ -54,8 +54,8 @@ def test_the_data_have_each_layer_of_each_run(opened: Opener) -> None:
     data = data_of(opened(analysis_page(record, VERSION)))
     names = [field.name for field in fields(LayerFootprint) if field.name.endswith("_bytes")]
     assert len(names) == 5
-    for run, method in zip(data["runs"], record.methods, strict=True):
-        rows, layers = run["layers"], method.footprint.layers
+    for run, row in zip(data["runs"], record.methods, strict=True):
+        rows, layers = run["layers"], row.footprint.layers
         assert [data["texts"][place] for place in rows["path"]] == [layer.path for layer in layers]
         assert [data["texts"][place] for place in rows["type"]] == [layer.type for layer in layers]
         for name in names:
@@ -120,6 +120,45 @@ def test_the_table_of_layers_adds_up(opened: Opener) -> None:
     assert last[0] == first.saved_bytes
 
 
+@pytest.mark.parametrize(
+    ("roots", "peak"), [((1,), "head"), ((3,), "head"), ((4,), "layers.2"), ((1, 2, 3, 4), "network")]
+)
+def test_blocks_have_all_that_is_saved_also_by_the_model_itself(
+    opened: Opener, roots: tuple[int, ...], peak: str
+) -> None:
+    step = toy.chain()
+    ops = tuple(replace(op, layer=0) if op.layer in roots else op for op in step.ops)
+    parameters = tuple(replace(each, layer=0) if each.layer in roots else each for each in step.parameters)
+    row = method("full", replace(step, ops=ops, parameters=parameters))
+    page = opened(analysis_page(Analysis(toy.SETTING, step.blocks, None, (row,), 0.25), VERSION))
+    own = row.footprint.layers[0]
+    assert (own.path, own.saved_bytes) == ("", 8_000_000 * len(roots))
+    nodes = page.locator("#network-blocks [role=button]")
+    titles = nodes.locator("title").all_text_contents()
+    saved = [parse_bytes(title.partition("saved ")[2].partition(";")[0]) for title in titles]
+    assert sum(saved) == data_of(page)["runs"][0]["saved_bytes"] == 32_000_000
+    assert {node.get_attribute("class") for node in nodes.all()} == {"node trains"}
+    assert name_of(page.locator("#network-blocks [aria-pressed=true]")) == peak
+
+
+def test_what_is_small_beside_the_peak_is_not_written_as_nothing(opened: Opener) -> None:
+    step = toy.chain()
+    # What the two middle layers and the head keep is 2 KB each; the input, which the first one keeps, stays 8 MB.
+    small = dict.fromkeys(step.saved[1:], 2000)
+    storages = tuple(replace(each, bytes=small.get(each.index, each.bytes)) for each in step.storages)
+    row = method("full", replace(step, storages=storages))
+    page = opened(analysis_page(Analysis(toy.SETTING, step.blocks, None, (row,), 0.25), VERSION))
+    assert page.locator("#network-blocks .bytes").all_text_contents() == ["8.0 MB", "2.0 KB", "2.0 KB", "2.0 KB"]
+    page.locator("#layers-find").fill("layers.2")
+    assert table(page, "#layers-table")[0][3:] == ["2.0 KB", "16.0 MB", "12.0 MB"]
+    bars = page.locator("#layers-bars")
+    bars.scroll_into_view_if_needed()
+    box = bars.bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 39 + 26 * 2)
+    assert figures(page, "#layers-bars .tip") == [2_000, 16_000_000, 12_000_000]
+    assert "2.0 KB" in bars.inner_text()
+
+
 def test_a_verification_shows_what_was_predicted_and_measured(opened: Opener) -> None:
     record = verification()
     page = opened(verification_page(record, VERSION))
@@ -157,7 +196,7 @@ def test_sizes_are_written_as_memplan_writes_them(opened: Opener, unit: str) -> 
     ]
     page = opened(analysis_page(analysis(), VERSION))
     script = f"""given => {{
-        const document = {{ getElementById: () => ({{ textContent: '{{"unit": "MB"}}' }}) }};
+        const document = {{ getElementById: () => ({{ textContent: "{{}}" }}) }};
         {_asset("assets", SCRIPTS[0])}
         return given.map((bytes) => formatBytes(bytes, "{unit}"));
     }}"""

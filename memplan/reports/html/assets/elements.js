@@ -26,7 +26,7 @@ function byId(id) {
 }
 
 // A number of bytes as text, with the exact number beside it for whoever reads the page by program.
-function bytesElement(bytes, text = formatBytes(bytes)) {
+function bytesElement(bytes, text = size(bytes)) {
   return make("data", { value: bytes, class: bytes ? undefined : "zero", title: `${grouped(String(bytes))} B` }, text);
 }
 

@@ -102,7 +102,7 @@ function pointTold(plan) {
     "div",
     { class: "tip" },
     make("strong", {}, `Plan ${plan + 1}: `),
-    bytesElement(front.bytes[plan], size(front.bytes[plan])),
+    bytesElement(front.bytes[plan]),
     make(
       "p",
       {},

@@ -112,7 +112,7 @@ function weightOf({ now, before }) {
 }
 
 function partTold(row, check) {
-  const known = (bytes) => (bytes === null || bytes === undefined ? "not there" : bytesElement(bytes, size(bytes)));
+  const known = (bytes) => (bytes === null || bytes === undefined ? "not there" : bytesElement(bytes));
   const line = (name, own, bytes) =>
     make(
       "tr",
@@ -142,5 +142,5 @@ function partTold(row, check) {
 }
 
 function kindTold([kind, bytes], place) {
-  return [place ? ", " : "", `${kind} `, bytesElement(bytes, size(bytes))];
+  return [place ? ", " : "", `${kind} `, bytesElement(bytes)];
 }

@@ -157,8 +157,7 @@ function setRun(panel) {
   panel.drawn = drawnMoments(run, panel.edges);
   panel.plot.setAttribute("aria-valuemax", run.count);
   panel.plot.setAttribute("aria-label", `Moment of the step of ${run.label}`);
-  const peak = bytesElement(run.peak_bytes, size(run.peak_bytes));
-  panel.title.replaceChildren(make("strong", {}, run.label), ` peaks at `, peak);
+  panel.title.replaceChildren(make("strong", {}, run.label), " peaks at ", bytesElement(run.peak_bytes));
 }
 
 function highest() {

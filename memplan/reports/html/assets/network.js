@@ -64,8 +64,14 @@ function groupOfPeak() {
   const run = runs[view.run];
   if (!run.moments) return 0;
   const at = run.layers.path.indexOf(run.moments.layer[run.peak_moment]);
-  const found = groups.findIndex((group) => group.includes(run.layers.segment[at]));
+  const segment = drawnSegment(run.layers.path[at], run.layers.segment[at]);
+  const found = groups.findIndex((group) => group.includes(segment));
   return Math.max(found, 0);
+}
+
+// The segment that a layer is drawn in: what stands in no segment, as the model itself, is where it runs first.
+function drawnSegment(path, segment) {
+  return calls.segment.includes(segment) ? segment : calls.segment[calls.layer.indexOf(path)];
 }
 
 function groupName(group) {
@@ -80,7 +86,7 @@ function ownLayers() {
     all.path.map((path, index) => [
       path,
       {
-        segment: all.segment[index],
+        segment: drawnSegment(path, all.segment[index]),
         saved: all.saved_bytes[index],
         temp: all.temp_bytes[index],
         state: all.state[index],
@@ -246,7 +252,7 @@ function box(node, { x, y, width, height }, most) {
   }
   const kind = node.state & STATES.trains ? "trains" : node.state & STATES.frozen ? "frozen" : "bare";
   const words = stateWords(node.state);
-  const bytes = node.saved ? formatBytes(node.saved) : "";
+  const bytes = node.saved ? size(node.saved) : "";
   const small = [node.type, ...words].filter(Boolean).join(", ");
   const seen = [node.name, bytes, small].filter(Boolean).join(", ");
   const more = [

@@ -61,7 +61,7 @@ function aliveAt(run, moment) {
 }
 
 // A size as memplan writes it: Python rounds what lies exactly between two tenths to the even one, JavaScript up.
-function formatBytes(bytes, unit = record.unit) {
+function formatBytes(bytes, unit) {
   const value = bytes / BYTES_PER_UNIT[unit];
   if (unit === "B") return `${grouped(String(bytes))} B`;
   const part = value - Math.floor(value);

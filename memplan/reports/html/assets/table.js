@@ -78,10 +78,13 @@ function tableDrawn() {
     rows = [...rows].sort((one, other) => turn * compare(valueOf(one, column), valueOf(other, column)));
   }
   const shown = rows.slice(0, table.limit);
+  for (const column of all.filter(isNumber)) {
+    column.unit = unitFor(rows.reduce((most, row) => Math.max(most, valueOf(row, column)), 0));
+  }
+  const figure = (bytes, { unit }) => make("td", { class: "number" }, bytesElement(bytes, formatBytes(bytes, unit)));
   const cell = (row, column, place) => {
     if (place === 0) return make("th", { scope: "row", class: "path", title: row.name }, row.name);
-    if (isNumber(column)) return make("td", { class: "number" }, bytesElement(valueOf(row, column)));
-    return make("td", {}, valueOf(row, column));
+    return isNumber(column) ? figure(valueOf(row, column), column) : make("td", {}, valueOf(row, column));
   };
   const body = byId("layers-table").tBodies[0];
   body.replaceChildren(...shown.map((row) => make("tr", {}, ...all.map((column, place) => cell(row, column, place)))));
@@ -95,7 +98,7 @@ function tableDrawn() {
         { scope: "row", colspan: 3 },
         rows.length === table.rows.length ? "all (of temp the largest)" : "all found (of temp the largest)",
       ),
-      ...all.filter(isNumber).map(({ kind, slot }) => make("td", { class: "number" }, bytesElement(sums[slot][kind]))),
+      ...all.filter(isNumber).map((column) => figure(sums[column.slot][column.kind], column)),
     ),
   );
   byId("layers-count").textContent = `${grouped(String(rows.length))} of ${grouped(String(table.rows.length))} layers`;
