@@ -16,6 +16,7 @@ from memplan.methods import Plan
 from memplan.reports.console import short_op
 from memplan.reports.html.network import STATES, LayerState, Network, layer_states, network_of
 from memplan.reports.network import layer_network
+from memplan.tables import plain
 
 PAGE_SCHEMA: Final = "memplan.page/1"
 
@@ -60,8 +61,8 @@ class Texts:
 
     @property
     def all(self) -> list[str]:
-        """The texts in the order of their places."""
-        return list(self._places)
+        """The texts in the order of their places, as they are shown: two that look alike keep their own places."""
+        return [plain(text) for text in self._places]
 
 
 def runs_to_data(
@@ -124,7 +125,7 @@ def to_script(data: dict[str, Any]) -> str:
 def _run(run: Run, texts: Texts) -> dict[str, Any]:
     footprint, timeline = run.footprint, run.footprint.timeline
     return {
-        "label": run.label,
+        "label": plain(run.label),
         "limit_bytes": run.limit_bytes,
         "saved_bytes": footprint.saved_bytes,
         "temp_bytes": footprint.temp_bytes,

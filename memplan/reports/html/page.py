@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from memplan.reports.html.embedded import to_script
 from memplan.reports.html.sections import Heading, Section
 from memplan.reports.sizes import elements, flops, size
+from memplan.tables import plain
 from memplan.units import format_bytes
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+def _shown(value: Any) -> Any:
+    """Return what a template shows of a value: of a text that is not HTML already nothing that one would not see."""
+    return plain(value) if type(value) is str else value
+
+
 @cache
 def _asset(folder: str, name: str) -> str:
     return (files("memplan.reports.html") / folder / name).read_text(encoding="utf-8")
@@ -91,6 +97,7 @@ def _environment() -> Environment:
         loader=FunctionLoader(lambda name: _asset("templates", name)),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -15,10 +15,12 @@ import pytest
 
 from memplan.reports.html import analysis_page, front_page, planned_page, verification_page
 from memplan.reports.html.embedded import to_script
-from tests.reports import plans
+from memplan.results import Analysis
+from memplan.tables import plain
+from tests.reports import plans, toy
 from tests.reports.html.conftest import Opener
 from tests.reports.html.reading import data_of
-from tests.reports.html.records import HOSTILE, analysis, hostile, planned, verification
+from tests.reports.html.records import HOSTILE, analysis, hostile, method, planned, verification
 
 VERSION = "1.2.3"
 PAGES = {
@@ -42,9 +44,9 @@ def test_names_are_text_wherever_they_stand(opened: Opener) -> None:
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 3
     shown = page.locator("#layers-table tbody th").all_text_contents()
-    assert set(HOSTILE) <= set(shown)
+    assert set(map(plain, HOSTILE)) <= set(shown)
     nodes = page.locator("#network-blocks [role=button] title").all_text_contents()
-    assert all(any(node.startswith(name) for node in nodes) for name in HOSTILE[:-1])
+    assert all(any(node.startswith(plain(name)) for node in nodes) for name in HOSTILE[:-1])
     for press in ("Home", *["ArrowRight"] * 8):
         page.locator("[data-panel='0'] [role=slider]").press(press)
     bars = page.locator("#layers-bars")
@@ -55,6 +57,34 @@ def test_names_are_text_wherever_they_stand(opened: Opener) -> None:
     for node in page.locator("#network-blocks [role=button]").all():
         node.click()
     assert page.locator("img").count() == 0
+
+
+#: What turns the direction of writing, breaks lines, moves a cursor or rings.
+UNSEEN = re.compile("[\\u202a-\\u202e\\u2066-\\u2069\\u2028\\u2029\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f]")
+
+
+def test_what_one_would_not_see_in_a_name_is_written_out(opened: Opener) -> None:
+    names = ("line\nbreak\ttab", "bidi\u202eevil\u2066x", "\x1b[31mred\x07")
+    step = toy.chain(len(names))
+    layers = (step.layers[0], *(replace(layer, path=name) for layer, name in zip(step.layers[1:], names, strict=True)))
+    blocks = tuple(replace(block, path=names[block.index]) for block in step.blocks)
+    row = replace(method("full", replace(step, layers=layers, blocks=blocks)), name=names[1])
+    setting = replace(toy.SETTING, model=names[0], origin=names[1], inputs=(names[2],))
+    page = opened(analysis_page(Analysis(setting, blocks, None, (row,), 0.25, notes=names), VERSION))
+    assert page.locator("h1").inner_text() == "line break tab"
+    assert "bidi\\u202eevil\\u2066x" in page.inner_text("#memory")
+    assert "line break tab" in page.locator("#layers-bars text").all_text_contents()
+    assert "\\x1b[31mred\\x07" in page.locator("#layers-table tbody th").all_text_contents()
+    slider = page.locator("[data-panel='0'] [role=slider]")
+    slider.press("Home")
+    seen = [
+        page.title(),
+        slider.get_attribute("aria-valuetext"),
+        *page.locator("body *:not(script)").evaluate_all(
+            "all => all.flatMap((e) => [e.textContent, e.title, e.ariaLabel]).filter((text) => typeof text === 'string')"
+        ),
+    ]
+    assert not [text for text in seen if UNSEEN.search(text)]
 
 
 def test_names_in_plans_and_fronts_are_text(opened: Opener) -> None:
