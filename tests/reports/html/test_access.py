@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from memplan.gate.formats.html import html_text
 from memplan.reports.html import analysis_page, front_page, planned_page
-from tests.reports import plans
+from memplan.results import Analysis
+from tests.gate import toy as gates
+from tests.reports import plans, toy
 from tests.reports.html.conftest import Opener
 from tests.reports.html.reading import figures
-from tests.reports.html.records import analysis, planned
+from tests.reports.html.records import analysis, method, planned
 
 VERSION = "1.2.3"
 
@@ -17,6 +22,14 @@ NAMELESS = """() => [...document.querySelectorAll("button, select, input, a, [ro
     .filter((each) => each.checkVisibility())
     .filter((each) => !(each.ariaLabel || each.textContent.trim() || each.labels?.length))
     .map((each) => each.outerHTML)"""
+
+
+#: Boxes of the network whose name reaches into the bytes beside it, or whose text leaves them.
+OVERFLOWING = """() => [...document.querySelectorAll("#network .node[role]")].filter((box) => {
+    const edge = box.querySelector(".back").getBBox().width;
+    const [name, bytes, small] = [...box.querySelectorAll("text")].map((text) => text.getBBox());
+    return name.x + name.width > (bytes.width ? bytes.x : edge) || small.x + small.width > edge;
+}).map((box) => box.textContent)"""
 
 
 def test_landmarks_and_headings_give_the_order(opened: Opener) -> None:
@@ -87,6 +100,24 @@ def test_no_width_makes_the_page_scroll_sideways(opened: Opener, width: int) -> 
     for text in (planned_page(planned(), VERSION), front_page(plans.front(), VERSION)):
         page = opened(text, width=width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [400, 1_280])
+def test_long_names_make_no_page_scroll_sideways_and_stay_in_their_boxes(opened: Opener, width: int) -> None:
+    names = ("n" * 500, "W" * 40, "\N{FULLWIDTH LATIN CAPITAL LETTER W}" * 40)
+    step = toy.chain(len(names))
+    layers = (step.layers[0], *(replace(layer, path=name) for layer, name in zip(step.layers[1:], names, strict=True)))
+    blocks = tuple(replace(block, path=names[block.index]) for block in step.blocks)
+    row = replace(method("full", replace(step, layers=layers, blocks=blocks)), name=names[1])
+    setting = replace(toy.SETTING, model=names[0], origin=names[0], inputs=names)
+    record = Analysis(setting, blocks, None, (row, replace(row, name=names[0])), 0.25, notes=names)
+    gate = html_text(gates.hostile("n" * 60), VERSION)
+    for text in (analysis_page(record, VERSION), gate):
+        page = opened(text, width=width)
+        page.locator("#layers-bars, .check-bars").first.scroll_into_view_if_needed()
+        page.locator("#layers-bars, .check-bars").first.hover(position={"x": 200, "y": 45})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(OVERFLOWING) == []
 
 
 def test_pictures_follow_the_width_of_the_window(opened: Opener) -> None:

@@ -81,7 +81,7 @@ def test_what_one_would_not_see_in_a_name_is_written_out(opened: Opener) -> None
         page.title(),
         slider.get_attribute("aria-valuetext"),
         *page.locator("body *:not(script)").evaluate_all(
-            "all => all.flatMap((e) => [e.textContent, e.title, e.ariaLabel]).filter((text) => typeof text === 'string')"
+            "all => all.flatMap((e) => [e.textContent, e.title ?? '', e.ariaLabel ?? ''])"
         ),
     ]
     assert not [text for text in seen if UNSEEN.search(text)]

@@ -26,6 +26,8 @@ function barsDrawn(chart, { rows, panes, series, cursor, told }) {
   const label = {
     ...textStyle(),
     color: colour("ink"),
+    width: left - 14,
+    overflow: "truncate",
     formatter: (name) => elided(rows[Number(name)]?.name ?? "", narrow ? 16 : 28),
   };
   const each = [...panes.keys()];

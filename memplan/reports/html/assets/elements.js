@@ -30,8 +30,13 @@ function bytesElement(bytes, text = size(bytes)) {
   return make("data", { value: bytes, class: bytes ? undefined : "zero", title: `${grouped(String(bytes))} B` }, text);
 }
 
+// A choice of a list, which is as wide as its longest one.
+function option(value, name) {
+  return make("option", { value }, elided(name, 60));
+}
+
 function options(select, names, chosen) {
-  select.replaceChildren(...names.map((name, place) => make("option", { value: place }, name)));
+  select.replaceChildren(...names.map((name, place) => option(place, name)));
   select.value = String(chosen);
 }
 

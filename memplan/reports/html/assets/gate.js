@@ -64,10 +64,10 @@ function checkStarted(check, place, element) {
   const rest = { path: null, name: "(batch and optimizer)", now: check.rest_bytes, before: check.before_rest_bytes };
   let rows = [];
   shown.replaceChildren(
-    make("option", { value: "modules" }, "modules"),
-    make("option", { value: "layers" }, "all layers"),
+    option("modules", "modules"),
+    option("layers", "all layers"),
     ...(modules.length
-      ? [make("optgroup", { label: "inside of" }, ...modules.map((path, at) => make("option", { value: at }, path)))]
+      ? [make("optgroup", { label: "inside of" }, ...modules.map((path, at) => option(at, path)))]
       : []),
   );
   const drawn = picture(element, (chart) => {

@@ -73,16 +73,11 @@ function layersSection() {
 function layersStarted() {
   const shown = byId("layers-shown");
   const used = new Set(layerRows().map((row) => row.segment));
-  const segments = [...segmentNames().entries()]
-    .filter(([segment]) => used.has(segment));
+  const segments = [...segmentNames().entries()].filter(([segment]) => used.has(segment));
   shown.replaceChildren(
-    make("option", { value: "blocks" }, "all blocks"),
-    make("option", { value: "layers" }, "all layers"),
-    make(
-      "optgroup",
-      { label: "layers of" },
-      ...segments.map(([segment, name]) => make("option", { value: segment }, name)),
-    ),
+    option("blocks", "all blocks"),
+    option("layers", "all layers"),
+    make("optgroup", { label: "layers of" }, ...segments.map(([segment, name]) => option(segment, name))),
   );
   shown.addEventListener("change", () => bars.draw());
   byId("layers-sorted").addEventListener("change", () => bars.draw());

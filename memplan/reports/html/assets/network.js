@@ -2,6 +2,11 @@
 
 const NODE = { width: 224, height: 46 };
 const MOST_NODES = 120;
+// The sizes of texts in boxes, as the style sheet has them.
+const NAME = "600 12.5px";
+const BYTES = "12.5px";
+const SMALL = "11px";
+const ruler = document.createElement("canvas").getContext("2d");
 const view = { run: 0, group: 0, drawn: false };
 let groups = [];
 let calls = null;
@@ -262,8 +267,9 @@ function box(node, { x, y, width, height }, most) {
     node.treatments && `treatments: ${node.treatments}`,
   ];
   const told = [seen, ...more].filter(Boolean).join("; ");
-  const room = Math.floor((width - 18) / 6.9);
   const marks = ["recomputed", "pruned"].filter((mark) => node.state & STATES[mark]);
+  const left = 9 + 6 * marks.length;
+  const room = width - 9 - left;
   const act = node.act && {
     click: node.act,
     keydown: (event) => stepped(event, node.act),
@@ -288,21 +294,37 @@ function box(node, { x, y, width, height }, most) {
       ),
       draw(
         "text",
-        { class: "name", x: 9 + 6 * marks.length, y: 18 },
-        ending(node.name, room - marks.length - (bytes ? 9 : 0)),
+        { class: "name", x: left, y: 18 },
+        fitting(node.name, bytes ? room - 8 - widthOf(bytes, BYTES) : room, NAME, ending),
       ),
       draw("text", { class: "bytes", x: width - 9, y: 18, "text-anchor": "end" }, bytes),
-      draw("text", { class: "small", x: 9 + 6 * marks.length, y: 33 }, elided(small, Math.floor((width - 18) / 6))),
+      draw("text", { class: "small", x: left, y: 33 }, fitting(small, room, SMALL, elided)),
       draw("rect", {
         class: "amount",
-        x: 9 + 6 * marks.length,
+        x: left,
         y: height - 7,
-        width: (width - 18 - 6 * marks.length) * (node.saved / most),
+        width: room * (node.saved / most),
         height: 3,
         rx: 1.5,
       }),
     ),
   );
+}
+
+function widthOf(text, font) {
+  ruler.font = `${font} ${getComputedStyle(document.body).fontFamily}`;
+  return ruler.measureText(text).width;
+}
+
+// What of a text fits into so many pixels; ``cut`` takes it and a number of characters.
+function fitting(text, room, font, cut) {
+  let most = text.length;
+  let shown = text;
+  for (let width = widthOf(shown, font); width > room && most > 4; width = widthOf(shown, font)) {
+    most = Math.max(4, Math.min(most - 1, Math.floor((most * room) / width)));
+    shown = cut(text, most);
+  }
+  return shown;
 }
 
 // The end of a text that is too long: blocks of a network begin alike.
