@@ -140,6 +140,19 @@ def test_phases_are_named_below_the_picture(opened: Opener) -> None:
     assert page.locator("[data-panel='0'] .phase.forward").bounding_box()["width"] == before
 
 
+def test_a_moment_outside_of_what_is_shown_is_moved_to(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(), VERSION))
+    slider = page.locator("[data-panel='0'] [role=slider]")
+    for _ in range(3):
+        page.locator("[data-zoom='in']").click()
+    for key, far in (("Home", "optimizer"), ("End", "forward")):
+        slider.press(key)
+        assert page.locator("[data-panel='0'] .cursor").is_visible()
+        assert page.locator(f"[data-panel='0'] .phase.{far}").evaluate("phase => phase.style.width") == "0px"
+    page.locator("[data-zoom='peak']").click()
+    assert page.locator("[data-panel='0'] .cursor").is_visible()
+
+
 def test_a_click_on_a_block_shows_its_layers_and_another_one_all_blocks(opened: Opener) -> None:
     step = toy.chain()
     blocks = (Block(0, "layers.1", "Linear", 1, 1),)

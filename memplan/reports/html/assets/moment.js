@@ -106,6 +106,21 @@ function stepTo(panel, event) {
   const moment = Math.min(Math.max(panel.moment + steps[event.key], 0), last);
   const place = middleOf(panel, moment);
   for (const each of drawnPanels()) pin(each, each === panel ? moment : momentAt(each, place));
+  revealed(panel);
+}
+
+// Moves what is shown of the step, if the moment of a panel is outside of it.
+function revealed(panel) {
+  const { start, end } = panel.shown.chart.getOption().dataZoom[0];
+  const place = 100 * middleOf(panel, panel.moment);
+  if (place < start || place > end) around(panel, end - start);
+}
+
+// Shows so many percent of the step, with the moment of a panel in the middle.
+function around(panel, width) {
+  const place = 100 * middleOf(panel, panel.moment);
+  const start = Math.min(Math.max(place - width / 2, 0), 100 - width);
+  panel.shown.chart.dispatchAction({ type: "dataZoom", start, end: start + width });
 }
 
 function follow(panel) {
@@ -136,15 +151,12 @@ function follow(panel) {
 }
 
 function zoomed(how) {
+  if (!panels[0].shown) return;
   if (how === "peak") {
     drawnPanels().forEach((panel) => pin(panel, panel.run.peak_moment));
+    revealed(panels[0]);
     return;
   }
-  if (!panels[0].shown) return;
-  const { chart } = panels[0].shown;
-  const { start, end } = chart.getOption().dataZoom[0];
-  const middle = 100 * middleOf(panels[0], panels[0].moment);
-  const width = how === "all" ? 100 : Math.min(100, Math.max(0.2, (end - start) * (how === "in" ? 0.5 : 2)));
-  const from = Math.min(Math.max(middle - width / 2, 0), 100 - width);
-  chart.dispatchAction({ type: "dataZoom", start: from, end: from + width });
+  const { start, end } = panels[0].shown.chart.getOption().dataZoom[0];
+  around(panels[0], how === "all" ? 100 : Math.min(100, Math.max(0.2, (end - start) * (how === "in" ? 0.5 : 2))));
 }
