@@ -148,6 +148,31 @@ def test_what_was_not_drawn_yet_is_drawn_before_it_is_printed(opened: Opener) ->
     assert len(figures(page, "#layers-table tfoot")) == 6
 
 
+def test_paper_has_all_layers_and_says_which_bars_it_has(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(40), VERSION), width=718)  # of an A4 page between its margins
+    rows = page.locator("#layers-table tbody tr")
+    assert rows.count() == 16
+    page.locator("#layers-shown").select_option("layers")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert rows.count() == 41
+    table = page.locator("#layers-table").bounding_box()
+    assert table["x"] + table["width"] <= 718
+    assert page.locator("#layers-bars").get_attribute("data-part") == "The first 24 of 41 bars"
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert rows.count() == 16
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    assert rows.count() == 16
+
+
+def test_paper_has_every_plan_of_a_front(opened: Opener) -> None:
+    page = opened(front_page(plans.front(), VERSION))
+    assert page.locator("article:visible").count() == 1
+    page.emulate_media(media="print")
+    assert page.locator("article:visible").count() == 3
+
+
 def test_what_comes_into_view_is_drawn_before_what_does_not(opened: Opener) -> None:
     never = "window.requestIdleCallback = () => 0;"
     page = opened(planned_page(planned(), VERSION), drawn=False, script=never)

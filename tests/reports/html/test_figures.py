@@ -149,6 +149,7 @@ def test_what_is_small_beside_the_peak_is_not_written_as_nothing(opened: Opener)
     row = method("full", replace(step, storages=storages))
     page = opened(analysis_page(Analysis(toy.SETTING, step.blocks, None, (row,), 0.25), VERSION))
     assert page.locator("#network-blocks .bytes").all_text_contents() == ["8.0 MB", "2.0 KB", "2.0 KB", "2.0 KB"]
+    assert [row[3] for row in table(page, "#layers-table")] == ["0.0 MB", "8.0 MB", "2.0 KB", "2.0 KB", "2.0 KB"]
     page.locator("#layers-find").fill("layers.2")
     assert table(page, "#layers-table")[0][3:] == ["2.0 KB", "16.0 MB", "12.0 MB"]
     bars = page.locator("#layers-bars")

@@ -14,6 +14,7 @@ function barsDrawn(chart, { rows, panes, series, cursor, told }) {
   const scrolls = rows.length > ROWS_SHOWN;
   const room = element.clientWidth - left - 20 - (scrolls ? 28 : 0);
   const stacked = narrow ? panes.length : 1;
+  element.dataset.part = scrolls ? `The first ${visible} of ${grouped(String(rows.length))} bars` : "";
   element.style.height = `${stacked * (height + 56)}px`;
   if (chart.getHeight() !== element.clientHeight) chart.resize();
   const width = (room - 40 * (panes.length - 1)) / panes.length;

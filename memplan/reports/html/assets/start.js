@@ -17,7 +17,11 @@ networkSection();
 frontSection();
 gateSection();
 drawNext();
-addEventListener("beforeprint", drawRest);
+addEventListener("beforeprint", () => {
+  drawRest();
+  tablePrinted(true);
+});
+addEventListener("afterprint", () => tablePrinted(false));
 document.querySelectorAll("[data-theme-choice]").forEach((button) => {
   button.addEventListener("click", () => themed(button.dataset.themeChoice));
 });

@@ -1,7 +1,7 @@
 // The table of layers: sorted by its headings, searched, and no longer than asked for.
 
 const ROWS_AT_ONCE = 16;
-const table = { sort: null, descending: true, find: "", limit: ROWS_AT_ONCE, rows: [] };
+const table = { sort: null, descending: true, find: "", limit: ROWS_AT_ONCE, printed: false, rows: [] };
 
 // Columns of the table: a key, a heading, and the run that it is about.
 function columns() {
@@ -77,11 +77,14 @@ function tableDrawn() {
       : (one, other) => one.localeCompare(other, "en", { numeric: true });
     rows = [...rows].sort((one, other) => turn * compare(valueOf(one, column), valueOf(other, column)));
   }
-  const shown = rows.slice(0, table.limit);
+  const shown = rows.slice(0, table.printed ? rows.length : table.limit);
   for (const column of all.filter(isNumber)) {
     column.unit = unitFor(rows.reduce((most, row) => Math.max(most, valueOf(row, column)), 0));
   }
-  const figure = (bytes, { unit }) => make("td", { class: "number" }, bytesElement(bytes, formatBytes(bytes, unit)));
+  // Nothing but zero reads as zero.
+  const written = (bytes, unit) =>
+    bytes && bytes < BYTES_PER_UNIT[unit] / 20 ? size(bytes) : formatBytes(bytes, unit);
+  const figure = (bytes, { unit }) => make("td", { class: "number" }, bytesElement(bytes, written(bytes, unit)));
   const cell = (row, column, place) => {
     if (place === 0) return make("th", { scope: "row", class: "path", title: row.name }, row.name);
     return isNumber(column) ? figure(valueOf(row, column), column) : make("td", {}, valueOf(row, column));
@@ -105,4 +108,10 @@ function tableDrawn() {
   const more = byId("layers-more");
   more.hidden = shown.length === rows.length;
   more.textContent = `Show all ${grouped(String(rows.length))} layers`;
+}
+
+// Nobody can ask paper for more rows.
+function tablePrinted(printed) {
+  table.printed = printed;
+  if (table.rows.length) tableDrawn();
 }
