@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from memplan.gate.formats.html import html_text
 from memplan.reports.html import analysis_page, front_page, planned_page
+from memplan.reports.sizes import size
 from memplan.results import Analysis
 from tests.gate import toy as gates
 from tests.reports import plans, toy
@@ -30,6 +32,58 @@ OVERFLOWING = """() => [...document.querySelectorAll("#network .node[role]")].fi
     const [name, bytes, small] = [...box.querySelectorAll("text")].map((text) => text.getBBox());
     return name.x + name.width > (bytes.width ? bytes.x : edge) || small.x + small.width > edge;
 }).map((box) => box.textContent)"""
+
+
+#: The colours of each label in the memory's picture and of what was drawn below it last, if anything was.
+LABELS = """() => [...document.querySelectorAll("[data-panel='0'] .memory-chart svg text")].map((text) => {
+    const box = text.getBoundingClientRect();
+    const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+    const filled = (shape) => getComputedStyle(shape).fill !== "none";
+    const covers = ({ left, right, top, bottom }) => left <= x && x <= right && top <= y && y <= bottom;
+    const before = (shape) => text.compareDocumentPosition(shape) & Node.DOCUMENT_POSITION_PRECEDING;
+    const below = [...text.ownerSVGElement.querySelectorAll("path[fill]")]
+        .filter((shape) => filled(shape) && before(shape) && covers(shape.getBoundingClientRect())).at(-1);
+    const card = getComputedStyle(text.closest(".panel")).backgroundColor;
+    return [text.textContent, getComputedStyle(text).fill, below ? getComputedStyle(below).fill : card];
+})"""
+
+#: The colours of the edges of controls and boxes, and of what they stand on.
+EDGES = """() => [...document.querySelectorAll("button, select, input[type=search], .chip.bare, .node.bare .back")]
+    .filter((each) => each.checkVisibility() && !each.closest("thead"))
+    .map((each) => {
+        const style = getComputedStyle(each);
+        const on = getComputedStyle(each.closest(".graph") ?? document.body).backgroundColor;
+        return [each.outerHTML, each.matches(".back") ? style.stroke : style.borderTopColor, on];
+    })"""
+
+
+def contrast(one: str, other: str) -> float:
+    """Return how far two colours are apart in lightness, as WCAG counts it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_labels_and_controls_stand_out_from_what_is_below_them(opened: Opener, scheme: str) -> None:
+    # The first layer has no parameters; the budget lies on what is saved.
+    step = toy.chain()
+    bare = replace(step, parameters=step.parameters[1:])
+    row = method("full", bare, budget_bytes=60_000_000)
+    record = Analysis(toy.SETTING, step.blocks, 60_000_000, (row,), 0.25)
+    page = opened(analysis_page(record, VERSION), color_scheme=scheme)
+    page.locator("[data-panel='0']").scroll_into_view_if_needed()
+    labels = page.evaluate(LABELS)
+    assert {"budget 60.0 MB", size(row.footprint.peak_bytes)} <= {text for text, *_ in labels}
+    assert [label for label in labels if contrast(*label[1:]) < 4.5] == []
+    edges = page.evaluate(EDGES)
+    assert "back" in edges[-1][0]
+    assert [edge for edge in edges if contrast(*edge[1:]) < 3] == []
 
 
 def test_landmarks_and_headings_give_the_order(opened: Opener) -> None:

@@ -206,7 +206,10 @@ function drawMemory(chart, panel) {
     const style = { color: colour("ink"), width: 1, type: [2, 3], opacity: 0.75 };
     series.push(line("other", points(other.run.total, other), { lineStyle: style }));
   }
+  // Labels and lines lie on all three colours.
+  const backed = { ...textStyle(), backgroundColor: colour("card"), borderRadius: 2, padding: [3, 4] };
   const label = {
+    ...backed,
     color: colour("budget"),
     formatter: `${document.querySelector(".budget-key").textContent.trim()} ${size(limit ?? 0)}`,
     position: "insideEndTop",
@@ -220,9 +223,15 @@ function drawMemory(chart, panel) {
       symbol: "none",
       silent: true,
       animation: false,
-      data: limit === null ? [] : [{ yAxis: limit }],
+      data:
+        limit === null
+          ? []
+          : [
+              { yAxis: limit, lineStyle: { color: colour("card"), width: 4, type: "solid" }, label: { show: false } },
+              { yAxis: limit },
+            ],
       lineStyle: { color: colour("budget"), width: 1.5, type: [6, 4] },
-      label: { ...textStyle(), ...label },
+      label,
     },
     markPoint: {
       symbol: "circle",
@@ -231,10 +240,10 @@ function drawMemory(chart, panel) {
       silent: true,
       itemStyle: { color: colour("ink"), borderColor: colour("card"), borderWidth: 1.5 },
       label: {
-        ...textStyle(),
+        ...backed,
         color: colour("ink"),
         fontWeight: 600,
-        position: "top",
+        position: middleOf(panel, run.peak_moment) < 0.5 ? "right" : "left",
         formatter: size(run.peak_bytes),
       },
       data: [{ coord: [middleOf(panel, run.peak_moment), run.peak_bytes] }],

@@ -214,7 +214,16 @@ function graph(host, nodes, links) {
   });
   const arrow = draw(
     "marker",
-    { id: `${host.id}-arrow`, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto" },
+    {
+      id: `${host.id}-arrow`,
+      viewBox: "0 0 8 8",
+      refX: 7,
+      refY: 4,
+      markerUnits: "userSpaceOnUse",
+      markerWidth: 8,
+      markerHeight: 8,
+      orient: "auto",
+    },
     draw("path", { d: "M0,0 L8,4 L0,8 z", class: "arrow" }),
   );
   const drawn = nodes.map((node, place) => box(node, plan.node(String(place)), most));
