@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,6 +18,7 @@ from memplan.units import format_bytes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 #: Our own scripts, in the order in which they run, as one: each sees the functions of those before it.
 SCRIPTS: Final = (
@@ -37,6 +39,9 @@ SCRIPTS: Final = (
 
 #: The library that draws, see ``vendor/README.md``.
 LIBRARY: Final = "charts.min.js"
+
+#: Bytes and operations as sentences have them.
+_SIZE: Final = re.compile(r"\d[\d,.]* (?:[KMG]?B|[kMGT]?FLOPs)\b")
 
 
 def page(kind: str, heading: Heading, sections: Sequence[Section], data: dict[str, Any], version: str) -> str:
@@ -89,6 +94,13 @@ def _asset(folder: str, name: str) -> str:
     return (files("memplan.reports.html") / folder / name).read_text(encoding="utf-8")
 
 
+def _unbroken(text: str) -> Markup:
+    """Return a sentence as HTML, in which no line ends between a number and its unit."""
+    from markupsafe import Markup, escape
+
+    return Markup(_SIZE.sub(r'<span class="size">\g<0></span>', str(escape(plain(text)))))
+
+
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -102,5 +114,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"bytes": format_bytes, "size": size, "elements": elements, "flops": flops}
+    environment.filters |= {
+        "bytes": format_bytes,
+        "size": size,
+        "elements": elements,
+        "flops": flops,
+        "unbroken": _unbroken,
+    }
     return environment

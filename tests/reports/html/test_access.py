@@ -240,4 +240,16 @@ def test_without_scripts_the_tables_are_there(opened: Opener) -> None:
     page = opened(analysis_page(record, VERSION), drawn=False, java_script_enabled=False)
     assert len(figures(page, "#methods")) == 4 * len(record.methods)
     assert not page.locator("#layers-find").is_visible()
-    assert "JavaScript, which is off" in page.inner_text("noscript")
+    assert page.inner_text("noscript") == "The pictures and the table of layers need JavaScript, which is off."
+
+
+def test_no_line_ends_between_a_number_and_its_unit(opened: Opener) -> None:
+    page = opened(planned_page(planned(), VERSION), width=320)
+    sizes = page.locator("#summary .sentences .size, #summary .headline .size, #methods data, .told data, .kinds data")
+    assert sizes.count() > 8
+    assert set(sizes.evaluate_all("all => all.map((size) => size.getClientRects().length)")) == {1}
+    left = page.locator("#summary .sentences").evaluate(
+        "list => [...list.querySelectorAll('li')].flatMap((line) => [...line.childNodes])"
+        ".filter((node) => node.nodeType === Node.TEXT_NODE && /\\d [KMG]?B\\b/.test(node.data)).length"
+    )
+    assert left == 0

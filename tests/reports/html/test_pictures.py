@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
+import pytest
+
 from memplan.graph import Block
-from memplan.reports.html import analysis_page, front_page, planned_page
+from memplan.reports.html import analysis_page, front_page, planned_page, verification_page
 from memplan.results import Analysis
 from tests.reports import plans, toy
 from tests.reports.html.conftest import Opener
 from tests.reports.html.reading import figures, name_of, table
-from tests.reports.html.records import analysis, method, planned
+from tests.reports.html.records import analysis, method, planned, verification
 
 VERSION = "1.2.3"
 
@@ -140,6 +143,24 @@ def test_phases_are_named_below_the_picture(opened: Opener) -> None:
     assert page.locator("[data-panel='0'] .phase.forward").bounding_box()["width"] == before
 
 
+def test_no_name_of_a_phase_is_cut(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(), VERSION))
+    page.locator("[data-panel='0'] [role=slider]").press("Home")
+    page.locator("[data-zoom='in']").click()
+    area = plot(page)
+    forward = page.locator("[data-panel='0'] .phase.forward")
+    width = forward.bounding_box()["width"]
+    x, y = area["x"] + width - 5, area["y"] + 40
+    page.mouse.move(x, y)
+    page.mouse.down()
+    named = set()
+    for left in range(70, 40, -1):
+        page.mouse.move(x - width + left, y)
+        assert forward.evaluate("phase => phase.scrollWidth <= phase.clientWidth")
+        named.add(forward.inner_text())
+    assert named == {"forward", ""}
+
+
 def test_a_moment_outside_of_what_is_shown_is_moved_to(opened: Opener) -> None:
     page = opened(analysis_page(analysis(), VERSION))
     slider = page.locator("[data-panel='0'] [role=slider]")
@@ -193,6 +214,46 @@ def test_the_table_is_sorted_by_its_headings_and_searched(opened: Opener) -> Non
     page.locator("#layers-find").fill("LAYERS.2")
     assert [row[0] for row in table(page, "#layers-table")] == ["layers.2"]
     assert page.inner_text("#layers-count") == f"1 of {len(names)} layers"
+
+
+def test_a_search_without_a_hit_says_so(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(), VERSION))
+    page.locator("#layers-find").fill("Nowhere")
+    assert page.inner_text("#layers-count") == 'No layer matches "Nowhere"'
+    assert table(page, "#layers-table") == []
+
+
+def test_the_table_says_of_which_run_the_state_is_and_keeps_names_in_view(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(), VERSION), width=400)
+    heads = page.locator("#layers-table thead button").all_inner_texts()
+    assert heads[2] == "state in stock last"
+    name = page.locator("#layers-table tbody th").first
+    before = name.bounding_box()["x"]
+    page.locator("#layers .scroll").evaluate("region => region.scrollBy(200, 0)")
+    assert name.bounding_box()["x"] == before
+    alone = opened(verification_page(verification(), VERSION))
+    assert alone.locator("#layers-table thead button").all_inner_texts()[2] == "state"
+
+
+@pytest.mark.parametrize("width", [400, 718, 1_280])
+def test_labels_of_bars_stand_apart(opened: Opener, width: int) -> None:
+    page = opened(analysis_page(analysis(1_000), VERSION), width=width)
+    page.locator("#layers-bars").scroll_into_view_if_needed()
+    boxes = page.locator("#layers-bars svg text").evaluate_all(
+        "all => all.filter((text) => text.textContent.endsWith(' MB')).map((text) => text.getBoundingClientRect())"
+    )
+    rows = {box["y"] for box in boxes}
+    assert len(rows) == (2 if width < 700 else 1)
+    for row in rows:
+        found = sorted((box for box in boxes if box["y"] == row), key=lambda box: box["x"])
+        assert len(found) >= 4 // len(rows)
+        assert all(one["right"] + 12 <= other["left"] for one, other in pairwise(found))
+
+
+def test_a_graph_of_one_box_is_no_taller_than_that(opened: Opener) -> None:
+    page = opened(analysis_page(analysis(1), VERSION))
+    assert page.locator("#network-blocks [role=button]").count() == 1
+    assert page.locator("#network-blocks").bounding_box()["height"] < 120
 
 
 def test_a_long_table_begins_short(opened: Opener) -> None:

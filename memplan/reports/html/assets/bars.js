@@ -17,12 +17,13 @@ function barsDrawn(chart, { rows, panes, series, cursor, told }) {
   element.dataset.part = scrolls ? `The first ${visible} of ${grouped(String(rows.length))} bars` : "";
   element.style.height = `${stacked * (height + 56)}px`;
   if (chart.getHeight() !== element.clientHeight) chart.resize();
-  const width = (room - 40 * (panes.length - 1)) / panes.length;
-  const grids = panes.map((_, place) =>
-    narrow
-      ? { left, top: 26 + place * (height + 56), width: room, height }
-      : { left: left + place * (width + 40), top: 26, width, height },
-  );
+  const width = narrow ? room : (room - 40 * (panes.length - 1)) / panes.length;
+  const grids = panes.map((_, place) => ({
+    left: narrow ? left : left + place * (width + 40),
+    top: narrow ? 26 + place * (height + 56) : 26,
+    width,
+    height,
+  }));
   const most = (kind) => Math.max(1, ...rows.flatMap((row) => series.map(({ bytes }) => bytes(row, kind))));
   const label = {
     ...textStyle(),
@@ -40,7 +41,7 @@ function barsDrawn(chart, { rows, panes, series, cursor, told }) {
       axisPointer: { link: [{ yAxisIndex: "all" }] },
       xAxis: panes.map((kind, place) =>
         bytesAxis(most(kind), {
-          alignMaxLabel: "right",
+          room: width,
           gridIndex: place,
           name: kind,
           nameLocation: "middle",

@@ -79,18 +79,26 @@ function tooltip(content, trigger) {
   };
 }
 
-// Axis of bytes from 0 to a round number that is not below ``most``, with as many labels as there is room for.
-function bytesAxis(most, { alignMaxLabel, ...extra } = {}) {
+// Axis of bytes from 0 to a round number that is not below ``most``; one that lies has so many pixels of ``room``, and
+// as many labels as stand apart in it.
+function bytesAxis(most, { room, ...extra } = {}) {
   const power = 10 ** Math.floor(Math.log10(Math.max(most, 1)));
   const round = [1, 1.2, 1.6, 2, 2.4, 3.2, 4, 5, 6, 8, 10].find((step) => step * power >= most);
   const max = round * power;
   const unit = unitFor(max);
+  const parts = [round % 5 && round !== 1 ? 4 : 5, 2].find((parts) => !room || room / parts >= 96) ?? 1;
   return {
     type: "value",
     min: 0,
     max,
-    interval: max / (round % 5 && round !== 1 ? 4 : 5),
-    axisLabel: { ...textStyle(), hideOverlap: true, alignMaxLabel, formatter: (bytes) => formatBytes(bytes, unit) },
+    interval: max / parts,
+    axisLabel: {
+      ...textStyle(),
+      hideOverlap: true,
+      alignMinLabel: room && "left",
+      alignMaxLabel: room && "right",
+      formatter: (bytes) => formatBytes(bytes, unit),
+    },
     splitLine: { lineStyle: { color: colour("line") } },
     axisLine: { show: false },
     axisTick: { show: false },

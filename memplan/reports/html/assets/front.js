@@ -46,7 +46,7 @@ function drawFront(chart) {
       grid: { left: 54, right: 24, top: 28, bottom: 46 },
       tooltip: tooltip((given) => pointTold(given.data.plan), "item"),
       xAxis: bytesAxis(most * 1.02, {
-        alignMaxLabel: "right",
+        room: chart.getWidth() - 78,
         name: `${front.of} of one step`,
         nameLocation: "middle",
         nameGap: 30,

@@ -276,7 +276,7 @@ function phasesDrawn(panel) {
     ...[...axis].map(([phase, { start, width }]) => {
       const from = Math.max(pixel(panel, start), MARGIN.left);
       const to = Math.min(pixel(panel, start + width), right);
-      const strip = make("span", { class: `phase ${phase}` }, to - from > phase.length * 7 ? phase : "");
+      const strip = make("span", { class: `phase ${phase}` }, to - from > phase.length * 7 + 5 ? phase : "");
       strip.style.left = `${from}px`;
       strip.style.width = `${Math.max(to - from, 0)}px`;
       return strip;

@@ -5,11 +5,12 @@ const table = { sort: null, descending: true, find: "", limit: ROWS_AT_ONCE, pri
 
 // Columns of the table: a key, a heading, and the run that it is about.
 function columns() {
+  const last = chosen.length - 1;
   const quantities = ["saved", "temp", "held"].flatMap((kind) => chosen.map((_, slot) => ({ kind, slot })));
   return [
     { kind: "name", title: "layer" },
     { kind: "type", title: "type" },
-    { kind: "state", slot: chosen.length - 1, title: "state" },
+    { kind: "state", slot: last, title: last ? `state in ${runs[chosen[last]].label}` : "state" },
     ...quantities.map(({ kind, slot }) => ({ kind, slot, title: runs[chosen[slot]].label })),
   ];
 }
@@ -44,7 +45,8 @@ function headDrawn() {
           on: { click: () => sorted(place) },
           "aria-label": isNumber(column) ? `Sort by ${column.kind}, ${column.title}` : `Sort by ${column.title}`,
         },
-        column.title,
+        // A line may end between the words of a run, and not between a number and its unit.
+        column.title.replace(/(\d) ([KM]?B)\b/, "$1\u00a0$2"),
       ),
     ),
   );
@@ -98,13 +100,16 @@ function tableDrawn() {
       {},
       make(
         "th",
-        { scope: "row", colspan: 3 },
+        { scope: "row" },
         rows.length === table.rows.length ? "all (of temp the largest)" : "all found (of temp the largest)",
       ),
+      make("td", { colspan: 2 }),
       ...all.filter(isNumber).map((column) => figure(sums[column.slot][column.kind], column)),
     ),
   );
-  byId("layers-count").textContent = `${grouped(String(rows.length))} of ${grouped(String(table.rows.length))} layers`;
+  byId("layers-count").textContent = rows.length
+    ? `${grouped(String(rows.length))} of ${grouped(String(table.rows.length))} layers`
+    : `No layer matches "${byId("layers-find").value}"`;
   const more = byId("layers-more");
   more.hidden = shown.length === rows.length;
   more.textContent = `Show all ${grouped(String(rows.length))} layers`;
