@@ -82,9 +82,8 @@ def test_keys_move_by_one_moment_by_ten_and_to_the_ends(opened: Opener) -> None:
 
 def scrolled(page: Any) -> float:
     """Return how far the page is scrolled, two frames after what was done to it."""
-    return page.evaluate(
-        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(scrollY))))"
-    )
+    frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(scrollY))))"
+    return float(page.evaluate(frames))
 
 
 def test_a_wheel_scrolls_the_page_and_zooms_with_ctrl(opened: Opener) -> None:
