@@ -203,6 +203,5 @@ def _outcome(function: Callable[[T], Iterable[R]], index: int, task: T, threads:
             worker.stop()
             return index, results
     waiting.append(worker)
-    if result.error is not None:
-        raise result.error
+    result.check()
     return index, results

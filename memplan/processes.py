@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -18,7 +19,8 @@ from typing import Any, Final, NoReturn, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-_ORPHAN_SECONDS: Final = 1.0
+#: How often a process looks whether another one is still there.
+LOOK_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +32,15 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What comes after the last result of a task, and what its function raised, if it did."""
+    """What comes after the last result of a task: what its function raised, if it did, and where in the worker."""
 
     error: BaseException | None = None
+    where: str = ""
+
+    def check(self) -> None:
+        """Raise what the function raised; a report of a fault needs its traceback, which does not travel by itself."""
+        if self.error is not None:
+            raise self.error from RuntimeError(f"in a worker:\n{self.where}")
 
 
 class Worker:
@@ -59,6 +67,12 @@ class Worker:
         assert self._started is not None
         return self._started[1]
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process has ended; a child that it leaves behind keeps its end of the pipe open."""
+        assert self._started is not None
+        return self._started[0].exitcode is not None
+
     def start(self, function: Callable[[T], Iterable[Any]], task: T) -> None:
         """Run ``function`` on ``task``; each thing that it gives is for :meth:`received`."""
         # The process waits for twice as long as it is used, and so never ends while it is given a task.
@@ -73,8 +87,10 @@ class Worker:
         """Wait for what the task gives next, and return it; at its end return :class:`Ended` or :class:`Died`."""
         assert self._started is not None
         process, pipe = self._started
+        while not (pipe.poll(LOOK_SECONDS) or self.is_gone):
+            pass
         try:
-            found = pipe.recv()
+            found = pipe.recv() if pipe.poll() else Died(_death(process.exitcode))
         except (EOFError, ConnectionResetError):
             process.join()
             found = Died(_death(process.exitcode))
@@ -119,10 +135,17 @@ def _serve(pipe: Connection, parent: int, threads: int | None, idle_seconds: flo
             for result in function(task):
                 pipe.send(result)
         except BaseException as error:
-            # A traceback does not travel, and a report of a fault needs it.
-            error.__cause__ = RuntimeError(f"in a worker:\n{traceback.format_exc()}")
-            ended = Ended(error)
+            ended = Ended(_travelling(error), traceback.format_exc())
         pipe.send(ended)
+
+
+def _travelling(error: BaseException) -> BaseException:
+    """Return an exception, or where it cannot be sent and made again elsewhere, one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _threads_here() -> int | None:
@@ -143,7 +166,7 @@ def _settle(parent: int, threads: int | None) -> None:
 
 def _end_with(parent: int) -> NoReturn:
     while os.getppid() == parent:
-        time.sleep(_ORPHAN_SECONDS)
+        time.sleep(LOOK_SECONDS)
     os._exit(1)
 
 

@@ -8,7 +8,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from memplan.errors import UsageError, known
-from memplan.processes import Died, Ended, Worker
+from memplan.processes import LOOK_SECONDS, Died, Ended, Worker
 
 if TYPE_CHECKING:
     from memplan.clusters import Cluster
@@ -139,7 +139,8 @@ def _here(function: Callable[[T], Iterable[R]], tasks: Sequence[T], jobs: int) -
         for _ in range(min(jobs, len(tasks))):
             start(Worker())
         while running:
-            for ready in wait(list(running)):
+            gone = (pipe for pipe, (_, worker) in running.items() if worker.is_gone)
+            for ready in wait(list(running), LOOK_SECONDS) or list(gone):
                 index, worker = running[ready]
                 result = worker.received()
                 if isinstance(result, Ended | Died):
@@ -149,8 +150,7 @@ def _here(function: Callable[[T], Iterable[R]], tasks: Sequence[T], jobs: int) -
                         worker = Worker()
                     start(worker)
                 if isinstance(result, Ended):
-                    if result.error is not None:
-                        raise result.error
+                    result.check()
                 else:
                     yield index, result
     finally:

@@ -47,6 +47,27 @@ def raising(number: int) -> int:
     return number
 
 
+class Unlike(Exception):
+    """One that pickle makes again with fewer arguments than it needs."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+def raising_what_cannot_travel(_: int) -> None:
+    raise Unlike("no", "reason")
+
+
+def leaving_a_child(log: str) -> None:
+    """Die with a child of one's own left, which has all that was open."""
+    if os.fork() == 0:
+        with open(log, "a", encoding="utf-8") as lines:
+            lines.write(f"{os.getpid()}\n")
+        time.sleep(SLEEP_SECONDS)
+        os._exit(0)
+    os._exit(9)
+
+
 def process(_: int) -> int:
     time.sleep(0.05)
     return os.getpid()

@@ -19,10 +19,12 @@ from memplan.processes import Died
 from memplan.workers import run_all, stream_all
 from tests.tasks_for_workers import (
     SLEEP_SECONDS,
+    leaving_a_child,
     logged,
     logged_then_sleeping,
     process,
     raising,
+    raising_what_cannot_travel,
     square,
     squares_then_exit,
     squares_then_sleep,
@@ -81,6 +83,28 @@ def test_a_death_leaves_the_results_that_came_before_it() -> None:
 def test_what_the_function_raises_is_raised(jobs: int) -> None:
     with pytest.raises(ValueError, match="no 2"):
         list(run_all(raising, range(8), jobs=jobs))
+
+
+def test_what_is_raised_in_a_worker_says_where() -> None:
+    with pytest.raises(ValueError, match="no 2") as raised:
+        list(run_all(raising, range(3), jobs=2))
+    assert "in raising" in str(raised.value.__cause__)
+
+
+def test_what_is_raised_travels_at_least_as_text() -> None:
+    with pytest.raises(RuntimeError, match=r"^Unlike: no: reason$") as raised:
+        list(run_all(raising_what_cannot_travel, range(2), jobs=2))
+    assert "in raising_what_cannot_travel" in str(raised.value.__cause__)
+
+
+def test_a_death_is_told_where_a_child_of_the_worker_lives_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    try:
+        outcomes = [outcome for _, outcome in run_all(leaving_a_child, [str(log)] * 2, jobs=2)]
+        assert outcomes == [Died("the worker process exited with 9")] * 2
+    finally:
+        for pid in pids_in(log):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_worker_runs_many_tasks() -> None:
