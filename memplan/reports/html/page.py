@@ -94,6 +94,16 @@ def _asset(folder: str, name: str) -> str:
     return (files("memplan.reports.html") / folder / name).read_text(encoding="utf-8")
 
 
+def _in_unit(size_bytes: int, *, unit: str) -> str:
+    """Return ``size_bytes`` in the unit of a table, or in its own where that would read as zero.
+
+    >>> _in_unit(64_000, unit="MB"), _in_unit(48_200, unit="MB"), _in_unit(0, unit="MB")
+    ('0.1 MB', '48.2 KB', '0.0 MB')
+    """
+    text = format_bytes(size_bytes, unit=unit)
+    return size(size_bytes) if size_bytes and text.startswith("0.0 ") else text
+
+
 def _unbroken(text: str) -> Markup:
     """Return a sentence as HTML, in which no line ends between a number and its unit."""
     from markupsafe import Markup, escape
@@ -115,7 +125,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "bytes": format_bytes,
+        "bytes": _in_unit,
         "size": size,
         "elements": elements,
         "flops": flops,

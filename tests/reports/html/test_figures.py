@@ -160,6 +160,15 @@ def test_what_is_small_beside_the_peak_is_not_written_as_nothing(opened: Opener)
     assert "2.0 KB" in bars.inner_text()
 
 
+def test_a_method_that_saves_little_beside_its_peak_does_not_save_nothing(opened: Opener) -> None:
+    step = toy.chain()
+    storages = tuple(replace(each, bytes=2_000) if each.index in step.saved else each for each in step.storages)
+    row = method("full", replace(step, storages=storages))
+    page = opened(analysis_page(Analysis(toy.SETTING, step.blocks, None, (row,), 0.25), VERSION))
+    assert table(page, "#methods")[0][1] == "8.0 KB"
+    assert figures(page, "#methods")[0] == 8_000
+
+
 def test_a_verification_shows_what_was_predicted_and_measured(opened: Opener) -> None:
     record = verification()
     page = opened(verification_page(record, VERSION))
