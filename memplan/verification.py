@@ -17,7 +17,6 @@ from memplan.results import MeasuredStep, Verification
 from memplan.setting import budget_in_bytes, implementation_of, setting_of
 from memplan.steps import RunnerStep, Steps, choose_trained
 from memplan.subject import AMP_DTYPES, subject_of
-from memplan.tracing.step import gradients_on
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,6 +70,7 @@ def verify(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
+    from memplan.tracing.step import gradients_on
     from memplan.transform.apply import apply_
     from memplan.transform.measure import high_water_mark, measure, reset_high_water_mark
 
