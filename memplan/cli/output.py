@@ -112,10 +112,11 @@ def quiet(switches: dict[str, bool]) -> Iterator[None]:
 
     Errors that libraries log are left out too: torch logs a traceback of what memplan then tells in one line.
     """
-    from memplan.sources.quiet import descriptor_away, quietly
+    from memplan.descriptors import STDERR, stdout_away
+    from memplan.sources.quiet import quietly
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(descriptor_away(to_stderr=switches["debug"]))
+        stack.enter_context(stdout_away(STDERR if switches["debug"] else None))
         if switches["debug"]:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             stack.enter_context(warnings.catch_warnings())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
+from memplan.descriptors import stdout_away
 from memplan.errors import AnalysisError
 from memplan.planner.instance import AIMS, Aim, Candidate, Instance, flops_of, peak_of
 
@@ -151,7 +149,7 @@ class _Program:
         top[self._peak] = self._limit
 
         def solved(*, presolve: bool) -> Any:
-            with _unheard():
+            with stdout_away():  # HiGHS writes there past Python, whatever its options say
                 return milp(
                     values,
                     constraints=LinearConstraint(matrix, low, high),
@@ -227,26 +225,6 @@ class _Program:
             flops = {column: candidate.cost.flops / scale for column, (_, candidate) in enumerate(self._segments)}
             rows.append((flops, -infinite, _SCALE))
 
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Keep away from the process's stdout what HiGHS writes there past Python, whatever its options say."""
-    sys.stdout.flush()
-    with open(os.devnull, "wb") as nowhere:
-        try:
-            own = os.dup(_STDOUT)
-        except OSError:  # there is no stdout
-            yield
-            return
-        os.dup2(nowhere.fileno(), _STDOUT)
-        try:
-            yield
-        finally:
-            os.dup2(own, _STDOUT)
-            os.close(own)
-
-
-_STDOUT: Final = 1
 
 #: How much of what was reached an aim may lose to the rounding of those after it.
 _HELD: Final = 1e-9

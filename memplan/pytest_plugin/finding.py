@@ -120,8 +120,10 @@ def _zeros(
     """Return a batch of zeros where the model is, in the dtype of its parameters if no other is asked for."""
     import torch
 
+    from memplan.subject import dtype_name
+
     first = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.empty(0))
-    kind = first.dtype if dtype is None else getattr(torch, str(dtype).removeprefix("torch."), None)
+    kind = first.dtype if dtype is None else getattr(torch, str(dtype_name(dtype)), None)
     if not isinstance(kind, torch.dtype):
         known = [name for name, value in vars(torch).items() if isinstance(value, torch.dtype)]
         raise UsageError(f"no dtype {dtype!r}{did_you_mean(dtype, known) or '; write for example float32'}")

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Final
-
-_STDOUT: Final = 1
-_STDERR: Final = 2
 
 
 @contextlib.contextmanager
@@ -26,37 +21,6 @@ def quietly() -> Iterator[None]:
             yield
         finally:
             logging.disable(disabled_level)
-
-
-@contextlib.contextmanager
-def descriptor_away(*, to_stderr: bool) -> Iterator[None]:
-    """Keep what native code and child processes write out of stdout: it goes nowhere, or to stderr.
-
-    They know the descriptor alone, whatever Python's ``sys.stdout`` is; workers that are started meanwhile inherit it.
-    """
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # of a descriptor that is closed there is nothing to keep clean
-            own = os.dup(_STDOUT)
-            stack.callback(os.close, own)
-            _flush()
-            stack.callback(os.dup2, own, _STDOUT)
-            stack.callback(_flush)
-            if to_stderr:
-                os.dup2(_STDERR, _STDOUT)
-            else:
-                with open(os.devnull, "wb") as nowhere:
-                    os.dup2(nowhere.fileno(), _STDOUT)
-        yield
-
-
-def _flush() -> None:
-    """Write what waits in buffers to where the descriptor leads now: Python's, and those of native code."""
-    for stream in (sys.stdout, sys.__stdout__):
-        with contextlib.suppress(OSError, ValueError):
-            if stream is not None:
-                stream.flush()
-    if os.name == "posix":
-        ctypes.CDLL(None).fflush(None)
 
 
 @contextlib.contextmanager
